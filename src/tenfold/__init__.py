@@ -1,0 +1,42 @@
+"""Tenfold: the same model quality for a fraction of the cost, measured and certified."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# onnxruntime reports home unless this is set before its import
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from tenfold.bundle import Bundle
+    from tenfold.compare import compare
+    from tenfold.data.split import Split
+    from tenfold.errors import TenfoldError
+    from tenfold.pipeline import Result, run
+    from tenfold.train.augment import shift_and_flip
+    from tenfold.train.config import TrainConfig
+    from tenfold.workload import Workload
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bundle": "tenfold.bundle",
+    "Result": "tenfold.pipeline",
+    "Split": "tenfold.data.split",
+    "TenfoldError": "tenfold.errors",
+    "TrainConfig": "tenfold.train.config",
+    "Workload": "tenfold.workload",
+    "compare": "tenfold.compare",
+    "run": "tenfold.pipeline",
+    "shift_and_flip": "tenfold.train.augment",
+}
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the names above
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import tenfold` stays quick, and a bundle is served without torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tenfold' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,64 @@
+"""Which candidates meet the test split, in which order; and how often a test split has been opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tenfold.store import unwritable
+from tenfold.verdict import COST_BAR, Interval
+
+MAX_SEQUENCE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A candidate as it stands before the test split is opened."""
+
+    recipe: str
+    confirm: Interval
+    """Quality difference on confirm."""
+    gain: Interval
+    """Cost ratio against the baseline."""
+
+
+def order_candidates(standings: Sequence[Standing], margin: float) -> list[Standing]:
+    """The fixed sequence: at most five, from safest to cheapest.
+
+    Left out is what confirm shows to be worse, what is not shown to be cheaper, and what another
+    candidate beats in both quality on confirm and cost.
+    """
+    able = [s for s in standings if s.confirm.high >= -margin and s.gain.low >= COST_BAR]
+    front: list[Standing] = []
+    for s in sorted(able, key=lambda s: (-s.gain.value, -s.confirm.value, s.recipe)):  # cheapest first
+        if not front or s.confirm.value > front[-1].confirm.value:
+            front.append(s)
+    if len(front) > MAX_SEQUENCE:  # both ends, and what lies evenly between
+        picks = {round(i * (len(front) - 1) / (MAX_SEQUENCE - 1)) for i in range(MAX_SEQUENCE)}
+        front = [front[i] for i in sorted(picks)]
+    return front[::-1]
+
+
+def record_opening(folder: Path, test: str, run: str) -> int:
+    """Log, before it happens, that a run opens a test split; the number of openings by different runs, this one included.
+
+    Args:
+        folder: where openings are counted across runs, a file for each test split.
+        test: identity of the split's content.
+        run: the run that opens it. Opened again by the same run (resumed) it counts once.
+    """
+    path = folder / f"{test}.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = {json.loads(line)["run"] for line in path.read_text().splitlines() if line} if path.exists() else set()
+        if run not in runs:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"run": run}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+    return len(runs | {run})

@@ -1,0 +1,270 @@
+"""The command line: parse, call, print, exit code. A thin shell over the library."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tenfold import __version__
+from tenfold.errors import TenfoldError
+
+INTERRUPTED = 130
+CHEAPER, USE, LOOK = "Make a model cheaper", "Use what came out", "Look around"
+
+app = typer.Typer(
+    name="tenfold",
+    help="Measures how much cheaper a PyTorch model can be at the same quality, proves it on held-out data, and hands it over.",
+    epilog="Exit codes: 0 done, 2 bad usage or input, 3 nothing could be certified (the bundle is the baseline's), "
+    "130 interrupted (go on with --resume).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ObjectiveName(StrEnum):
+    serve = "serve"
+    latency = "latency"
+    throughput = "throughput"
+    size = "size"
+    train = "train"
+
+
+WorkloadArgument = Annotated[str, typer.Argument(help="A built-in (digits, fashion-mnist), or path/to/task.py[:name].", show_default=False)]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder that holds the named data set.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and only it, on standard output.")]
+MarginOption = Annotated[float | None, typer.Option("--margin", help="Quality that may be given up, instead of the workload's.", show_default=False)]
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"tenfold {__version__}")
+        raise typer.Exit
+
+
+@app.command("run", rich_help_panel=CHEAPER)
+def run_command(
+    workload: WorkloadArgument,
+    data: DataOption = None,
+    budget: Annotated[str, typer.Option(help="Time to search, from when the baseline is there: 90s, 10m, 2h.")] = "10m",
+    trials: Annotated[int | None, typer.Option(help="Configs measured at the most.", show_default=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Post-training levers only, five minutes.")] = False,
+    objective: Annotated[ObjectiveName, typer.Option(help="What is to become cheaper.")] = ObjectiveName.serve,
+    levers: Annotated[str | None, typer.Option(help="Only these levers: a,b,…", show_default=False)] = None,
+    margin: MarginOption = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/<workload>-<number>.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped: --out, or the newest.")] = False,
+    show_examples: Annotated[bool, typer.Option("--show-examples", help="Put pictures of test examples in the report.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while at work.")] = False,
+    as_json: JsonOption = False,
+    workers: Annotated[int | None, typer.Option(help="Not there yet: scale out on this machine.", show_default=False)] = None,
+    dask: Annotated[str | None, typer.Option(help="Not there yet: scale out on a Dask cluster.", show_default=False)] = None,
+) -> None:
+    """Measure, certify and hand over a cheaper model."""
+    if workers is not None or dask is not None:
+        raise TenfoldError("--workers and --dask are not there yet: leave them out to run on this machine")
+    from tenfold.pipeline import run
+
+    result = run(
+        workload,
+        data=data,
+        budget=seconds(budget),
+        trials=trials,
+        quick=quick,
+        objective=objective.value,
+        levers=[x.strip() for x in levers.split(",") if x.strip()] if levers is not None else None,
+        margin=margin,
+        seed=seed,
+        out=out,
+        resume=resume,
+        show_examples=show_examples,
+        view="quiet" if quiet else "auto",
+    )
+    if as_json:
+        _print_json(result.document)
+    elif not quiet:
+        from tenfold.summary import print_summary
+
+        print_summary(result.document, result.folder)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command("compare", rich_help_panel=CHEAPER)
+def compare_command(
+    a: Annotated[Path, typer.Argument(help="The ONNX model that is trusted.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="The ONNX model that would replace it.", show_default=False)],
+    workload: WorkloadArgument,
+    data: DataOption = None,
+    margin: MarginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The guard alone: is B as good as A, and cheaper?"""
+    from tenfold.compare import compare
+
+    document = compare(a, b, workload, data=data, margin=margin)
+    if as_json:
+        _print_json(document)
+    else:
+        from tenfold.summary import print_comparison
+
+        print_comparison(document)
+    raise typer.Exit(document["exit_code"])
+
+
+@app.command("predict", rich_help_panel=USE)
+def predict_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An .npy, image or .csv file.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Run a bundle on an input, without torch."""
+    from tenfold.bundle import Bundle, read_input
+
+    loaded = Bundle.load(bundle)
+    specs = loaded.manifest["inputs"]
+    if len(specs) != 1:
+        raise TenfoldError(f"the model takes {len(specs)} inputs: use tenfold.Bundle.load(path).predict(…) from Python")
+    import numpy as np
+
+    outputs = np.atleast_2d(loaded.predict(read_input(source, specs[0])))
+    named = loaded.labels_of(outputs)
+    if as_json:
+        rows: dict[str, Any] = {"outputs": outputs.tolist()}
+        if named is not None:
+            rows["labels"] = [{"label": label, "probability": share} for label, share in named]
+        _print_json(rows)
+    elif named is not None:
+        for label, share in named:
+            print(f"{label}\t{share:.4f}")
+    else:
+        for row in outputs:
+            print("\t".join(f"{v:.6g}" for v in row.ravel()))
+
+
+@app.command("report", rich_help_panel=USE)
+def report_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a run again from its result.json, and say where it is."""
+    try:
+        document = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TenfoldError(f"{run} has no result.json: name the folder of a run that ended, or go on with --resume") from error
+    except (OSError, ValueError) as error:
+        raise TenfoldError(f"{run}/result.json is not readable ({error}): run it again") from error
+    from tenfold.pipeline import SCHEMA
+
+    if document.get("schema") != SCHEMA:
+        raise TenfoldError(f"{run} is of schema {document.get('schema')}, this Tenfold reads {SCHEMA}: use the Tenfold that wrote it")
+    from tenfold.report import write
+
+    path = run / "report.html"
+    write(document, path)
+    if as_json:
+        _print_json(document)
+    else:
+        print(path.resolve().as_uri())
+    if show:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+
+
+@app.command("levers", rich_help_panel=LOOK)
+def levers_command(
+    name: Annotated[str | None, typer.Argument(help="Show the card of one lever.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the levers, or show a lever's card: what it does, when it pays, when not."""
+    from tenfold.lever import card, discover
+
+    levers = discover()
+    if name is not None and name not in levers:
+        raise TenfoldError(f"there is no lever {name!r}: use {', '.join(levers)}")
+    chosen = [levers[name]] if name is not None else list(levers.values())
+    if as_json:
+        _print_json([{"name": x.name, "stages": [*map(str, x.stages)], "summary": x.summary, "card": card(x.name)} for x in chosen])
+        return
+    for lever in chosen:
+        if name is None:
+            print(f"{lever.name:<12} {'/'.join(lever.stages):<20} {lever.summary}")
+        else:
+            print(card(name).rstrip())
+    if name is None:
+        print("\nThe card of one: tenfold levers NAME")
+
+
+@app.command("workloads", rich_help_panel=LOOK)
+def workloads_command(as_json: JsonOption = False) -> None:
+    """List the built-in workloads."""
+    from importlib import import_module
+
+    from tenfold.workloads import built_in
+
+    rows = [{"name": n, "about": _about(import_module(f"tenfold.workloads.{n.replace('-', '_')}"))} for n in built_in()]
+    if as_json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            print(f"{row['name']:<16} {row['about']}")
+
+
+def _about(module: Any) -> str:
+    return (module.__doc__ or "").strip().partition("\n")[0]
+
+
+def seconds(text: str) -> float:
+    """Seconds in "90s", "10m", "2h" or "90".
+
+    Raises:
+        TenfoldError: it is no such thing, or not above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if value <= 0:
+        raise TenfoldError(f"budget {text!r} is no time above 0: write 90s, 10m or 2h")
+    return value
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"tenfold: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point. What a user got wrong is one sentence and exit code 2; Ctrl-C is 130."""
+    warnings.showwarning = lambda message, *_rest: print(f"tenfold: {message}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        app()
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:
+            print("tenfold: interrupted: nothing recorded is lost, go on with --resume", file=sys.stderr)
+        raise
+    except TenfoldError as error:
+        _fail(str(error), 2)
+    except MemoryError:
+        _fail("out of memory: use less data, a smaller image_size or a smaller batch_size", 2)
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

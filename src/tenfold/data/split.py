@@ -1,0 +1,103 @@
+"""A set of examples in memory: what every source becomes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tenfold.errors import WorkloadError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Examples: inputs, targets and, where they are not independent, groups.
+
+    inputs: a tuple of arrays (n, …), one for each argument of the model's forward.
+    targets: (n, …), or None where there are no labels.
+    groups: (n,), or None where every example stands alone.
+    """
+
+    inputs: tuple[Array, ...]
+    targets: Array | None = None
+    groups: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def take(self, rows: Any) -> Split:
+        """The examples at `rows` (indices or a slice)."""
+        return Split(
+            inputs=tuple(x[rows] for x in self.inputs),
+            targets=None if self.targets is None else self.targets[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the content, shapes and dtypes."""
+        whole = hashlib.sha256()
+        for array in (*self.inputs, self.targets, self.groups):
+            if array is None:
+                whole.update(b"none")
+                continue
+            whole.update(f"{array.dtype.str}{array.shape}".encode())
+            plain = array.astype("U") if array.dtype.kind == "O" else array
+            whole.update(np.ascontiguousarray(plain).view(np.uint8).data if plain.size else b"")
+        return whole.hexdigest()
+
+    @cached_property
+    def row_hashes(self) -> list[bytes]:
+        """A hash of each example's inputs, to find exact duplicates."""
+        flat = [np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in self.inputs]
+        return [hashlib.blake2b(b"".join(x[i].tobytes() for x in flat), digest_size=16).digest() for i in range(len(self))]
+
+
+def check_numbers(split: Split, name: str) -> None:
+    """Refuse what no model can learn from: emptiness, object arrays, NaN, infinity, uneven lengths.
+
+    Raises:
+        WorkloadError: names the split, the input or column, and the first bad row.
+    """
+    named: dict[str, Array | None] = {f"input {i}": x for i, x in enumerate(split.inputs)}
+    named |= {"target": split.targets, "groups": split.groups}
+    arrays = {what: array for what, array in named.items() if array is not None}
+    for what, array in arrays.items():
+        if array.ndim == 0:
+            raise WorkloadError(f"{name}: {what} is a single value: give an array with one row an example")
+    if len(split) == 0:
+        raise WorkloadError(f"{name} is empty: give it at least one example")
+    for what, array in arrays.items():
+        if len(array) != len(split):
+            raise WorkloadError(
+                f"{name}: {what} has {len(array):,} rows, input 0 has {len(split):,}: give every array the same length"
+            )
+        if what == "groups":  # labels of any kind
+            continue
+        if array.dtype.kind not in "biuf":
+            raise WorkloadError(
+                f"{name}: {what} holds {array.dtype} values, not numbers: convert it to a numeric array first"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = np.argwhere(~np.isfinite(array))[0]
+            column = f", column {bad[1]}" if array.ndim == 2 else ""
+            kind = "NaN" if np.isnan(array[tuple(bad)]) else "an infinite value"
+            raise WorkloadError(f"{name}: {what} has {kind} in row {bad[0]}{column}: clean or impute it first")
+
+
+def duplicates(splits: dict[str, Split]) -> dict[str, int]:
+    """Examples of the later split that stand, input for input, in the earlier one: {"train/test": 3}."""
+    names = list(splits)
+    out = {}
+    for i, first in enumerate(names):
+        seen = set(splits[first].row_hashes)
+        for second in names[i + 1 :]:
+            if count := sum(h in seen for h in splits[second].row_hashes):
+                out[f"{first}/{second}"] = count
+    return out

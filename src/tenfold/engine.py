@@ -1,0 +1,125 @@
+"""Engines that run an ONNX graph, each with its precision set explicitly. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tenfold.data.split import Array
+from tenfold.errors import TenfoldError
+
+Runner = Callable[[Sequence[Array]], Array]
+"""From one array an input, each (batch, …), to the output (batch, …)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    """How a graph is run."""
+
+    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    threads: int = 1
+    """Threads within an operator."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What float operators compute in. OpenVINO would pick bfloat16 by itself; onnxruntime has float32 only."""
+    graph_optimization: Literal["basic", "extended", "all"] = "all"
+    """onnxruntime's level of graph rewriting."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class GraphError(TenfoldError):
+    """An engine does not take a graph."""
+
+
+def has_openvino() -> bool:
+    return find_spec("openvino") is not None
+
+
+def open_session(path: Path, config: SessionConfig) -> Runner:
+    """A function that runs the graph.
+
+    Raises:
+        GraphError: the file is no ONNX graph, or the engine has no kernel for it or is not installed.
+    """
+    try:
+        return _ENGINES[config.engine](path, config)
+    except ImportError as error:
+        raise GraphError(f"{config.engine} is not installed: pip install 'tenfold[{config.engine}]'") from error
+    except TenfoldError:
+        raise
+    except Exception as error:  # engines raise types of their own, one for every failure
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise GraphError(f"{config.engine} cannot run {path.name} ({reason}): check that it is a valid ONNX graph") from error
+
+
+def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
+    import onnxruntime as ort
+
+    if config.precision != "float32":
+        raise GraphError("onnxruntime computes in float32 only on CPU: use the engine openvino for bfloat16")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = {
+        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    }[config.graph_optimization]
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    output = [session.get_outputs()[0].name]
+
+    def run(inputs: Sequence[Array]) -> Array:
+        result: Array = session.run(output, dict(zip(names, inputs, strict=True)))[0]
+        return result
+
+    return run
+
+
+@cache
+def _openvino_core() -> Any:
+    # its converter would report to Google Analytics; without this module it falls back to a stub of its own
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino.Core()
+
+
+def _openvino(path: Path, config: SessionConfig) -> Runner:
+    core = _openvino_core()
+    compiled = core.compile_model(
+        core.read_model(str(path)),
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": str(config.threads),
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[config.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def run(inputs: Sequence[Array]) -> Array:
+        request.infer(list(inputs), share_inputs=True)
+        return np.array(request.get_output_tensor(0).data)
+
+    return run
+
+
+_ENGINES: dict[str, Callable[[Path, SessionConfig], Runner]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+
+
+def run_in_batches(runner: Runner, inputs: Sequence[Array], batch: int) -> Array:
+    """Outputs (n, …) for inputs (n, …), `batch` at a time."""
+    n = len(inputs[0])
+    return np.concatenate([runner([x[i : i + batch] for x in inputs]) for i in range(0, n, batch)])

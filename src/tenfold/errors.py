@@ -1,0 +1,18 @@
+"""What a caller got wrong, in one sentence that names the remedy."""
+
+from __future__ import annotations
+
+
+class TenfoldError(Exception):
+    """Something outside Tenfold is wrong: input, data, disk. The message is one sentence with its remedy.
+
+    The command line prints it and exits with 2; it never comes with a traceback.
+    """
+
+
+class WorkloadError(TenfoldError):
+    """The task, its model or its data cannot be worked with as given."""
+
+
+class ExportError(TenfoldError):
+    """The model cannot be written as ONNX."""

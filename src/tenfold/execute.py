@@ -1,0 +1,186 @@
+"""Evaluates plans on this machine: quality against the baseline, and cost by the objective."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from tenfold import device
+from tenfold.build import Builder
+from tenfold.data.split import Array
+from tenfold.engine import Runner, SessionConfig, open_session
+from tenfold.measure import Samples, calls_for, interleave, step_costs
+from tenfold.plan import Plan
+from tenfold.train.config import TrainConfig
+from tenfold.train.loop import batch_of, make_optimizer, pick_device, tensor_of
+from tenfold.verdict import Interval, cost_ratio, quality_difference
+
+Objective = Literal["serve", "latency", "throughput", "size", "train"]
+OBJECTIVES: tuple[Objective, ...] = ("serve", "latency", "throughput", "size", "train")
+ROUNDS = 5
+STEP_ROUNDS = 8
+EAGER = "eager"
+"""The reference side that is not a plan: the baseline in PyTorch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """Where serving cost is measured."""
+
+    batch: int
+    threads: int
+
+    @classmethod
+    def of(cls, objective: Objective) -> OperatingPoint:
+        return cls(batch=64, threads=device.cores()) if objective == "throughput" else cls(batch=1, threads=1)
+
+
+class Evaluator:
+    """Measures plans of one workload for one objective."""
+
+    def __init__(self, builder: Builder, baseline: Plan, objective: Objective) -> None:
+        self.builder = builder
+        self.baseline = baseline
+        self.objective = objective
+        self.point = OperatingPoint.of(objective)
+        self.timing_seconds = 0.0  # in this sitting
+
+    # ------------------------------------------------------------ quality
+
+    def scores(self, plan: Plan, split: str, rows: int | None = None) -> Array:
+        """Scores (n,) of what the plan's session answers, `point.batch` examples a call."""
+        targets = self.builder.examples.split(split).targets
+        assert targets is not None
+        outputs = self.builder.outputs(plan, split, self.point.batch, rows)
+        return self.builder.workload.scores(outputs, targets[: len(outputs)])
+
+    def quality(self, plan: Plan, split: str, rows: int | None = None, *, level: float = 0.9) -> Interval:
+        """Paired difference of the plan against the baseline on a split."""
+        base, cand = self.scores(self.baseline, split, rows), self.scores(plan, split, rows)
+        groups = self.builder.examples.split(split).groups
+        return quality_difference(base, cand, groups=None if groups is None else groups[: len(base)], level=level)
+
+    # ------------------------------------------------------------ cost
+
+    def costs(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        split: str,
+        seconds: float,
+        point: OperatingPoint | None = None,
+        eager: bool = False,
+        most: int = 256,
+    ) -> dict[str, Samples]:
+        """Raw cost samples of all plans, interleaved.
+
+        Args:
+            split: where inputs are drawn from.
+            seconds: time to spend on each plan, about.
+            point: instead of the objective's operating point.
+            most: calls a round, at the most.
+            eager: also time the baseline in eager PyTorch, under the name `EAGER`.
+        """
+        point = point or self.point
+        graphs = {name: self.builder.graph(plan).path / "model.onnx" for name, plan in plans.items()}
+        started = time.perf_counter()
+        runners = {
+            name: open_session(graphs[name], dataclasses.replace(plan.session, threads=point.threads))
+            for name, plan in plans.items()
+        }
+        if eager:
+            runners[EAGER] = torch_runner(self.builder.load(self.builder.shaped(self.baseline)))
+        inputs = self.builder.examples.split(split).inputs
+        torch.set_num_threads(point.threads)
+        try:
+            calls = calls_for(runners, inputs, batch=point.batch, rounds=ROUNDS, seconds=seconds * len(runners), most=most)
+            samples = interleave(runners, inputs, batch=point.batch, rounds=ROUNDS, calls=calls)
+        finally:
+            torch.set_num_threads(self.builder.threads)
+        self.timing_seconds += time.perf_counter() - started
+        return samples
+
+    def training_costs(self, trainings: Mapping[str, TrainConfig]) -> dict[str, Samples]:
+        """Raw cost samples of training steps, interleaved; `batch` is examples a step."""
+        started = time.perf_counter()
+        steps = {name: self._step(config) for name, config in trainings.items()}
+        samples = step_costs(steps, rounds=STEP_ROUNDS)
+        self.timing_seconds += time.perf_counter() - started
+        return {name: dataclasses.replace(s, batch=trainings[name].batch_size) for name, s in samples.items()}
+
+    def _step(self, config: TrainConfig) -> Callable[[], object]:
+        """One optimizer step on the first examples of train, computed as the training loop does."""
+        where = pick_device()
+        model = self.builder.fresh().to(where).train()
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(model, config)
+        loss_of = self.builder.workload.loss_function()
+        rows = slice(0, config.batch_size // config.accumulate)
+        inputs, target = batch_of(self.builder.examples.split("train"), rows, where, channels_last=config.channels_last)
+        assert target is not None
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            for _ in range(config.accumulate):
+                with torch.autocast(where.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                    output = model(*inputs)
+                loss_of(output.float(), target).backward()
+            optimizer.step()
+
+        return step
+
+    def ratio(self, baseline: Samples, candidate: Samples) -> Interval:
+        """How many times cheaper the candidate is, in the unit of the objective."""
+        kind = "wall" if self.objective in ("latency", "throughput") else "cpu"
+        return ratio_of(baseline, candidate, kind)
+
+
+def ratio_of(baseline: Samples, candidate: Samples, kind: Literal["cpu", "wall"]) -> Interval:
+    return cost_ratio(getattr(baseline, kind) / baseline.batch, getattr(candidate, kind) / candidate.batch)
+
+
+def torch_runner(model: nn.Module) -> Runner:
+    """A PyTorch model as a runner, on CPU."""
+    model = model.cpu().eval()
+    cpu = torch.device("cpu")
+
+    @torch.inference_mode()
+    def run(inputs: Sequence[Array]) -> Array:
+        output: Array = model(*(tensor_of(x, cpu) for x in inputs)).numpy()
+        return output
+
+    return run
+
+
+def compiled_runner(model: nn.Module, example: Sequence[Array]) -> Runner | str:
+    """The model through torch.compile; or, in words, why not (it needs a C++ compiler)."""
+    try:
+        runner = torch_runner(torch.compile(model.cpu().eval(), dynamic=False))  # type: ignore[arg-type]
+        runner(example)
+    except Exception as error:  # the compiler's back ends raise whatever their tools do
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return runner
+
+
+def plain_session(threads: int = 1) -> SessionConfig:
+    """Plain onnxruntime in float32: what a competent engineer would serve with."""
+    return SessionConfig(engine="onnxruntime", threads=threads)
+
+
+def first_batch(inputs: Sequence[Array], batch: int) -> list[Array]:
+    return [np.ascontiguousarray(np.resize(x, (batch, *x.shape[1:]))) for x in inputs]
+
+
+def as_json(samples: Mapping[str, Samples]) -> dict[str, Any]:
+    return {name: s.to_json() for name, s in samples.items()}
+
+
+def from_json(data: Mapping[str, Any]) -> dict[str, Samples]:
+    return {name: Samples.from_json(s) for name, s in data.items()}

@@ -1,0 +1,158 @@
+"""From a PyTorch model to an ONNX graph with a really dynamic batch, checked against the model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenfold.data.split import Array
+from tenfold.engine import SessionConfig, open_session
+from tenfold.errors import ExportError
+from tenfold.train.loop import tensor_of
+
+PARITY_BATCHES = (1, 2, 7, 64)
+# relative to the largest output: float32 sums in another order differ in the last three digits
+PARITY_TOLERANCE = 1e-3
+
+
+class ScaleBytes(nn.Module):
+    """uint8 to float in [0, 1]: what a model sees of images where the workload says nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 255.0
+
+
+class Normalize(nn.Module):
+    """uint8 images (batch, channels, height, width) to (x / 255 - mean) / std, by channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        scale = 1.0 / (255.0 * torch.tensor(std))
+        self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
+        self.register_buffer("offset", (-torch.tensor(mean) / torch.tensor(std)).reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() * self.scale + self.offset
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale.flatten().tolist()}, offset={self.offset.flatten().tolist()}"
+
+
+class Served(nn.Module):
+    """What is trained and served: pre-processing of the first input, then the model."""
+
+    def __init__(self, model: nn.Module, preprocess: nn.Module | None) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.preprocess is not None:
+            inputs = (self.preprocess(inputs[0]), *inputs[1:])
+        output: Tensor = self.model(*inputs)
+        return output
+
+
+def input_names(count: int) -> list[str]:
+    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
+
+
+def export(model: nn.Module, example: Sequence[Array], path: Path) -> None:
+    """Write `model` as ONNX with a dynamic batch, and check it against the model at several batch sizes.
+
+    Args:
+        example: one array an input, (at least 2, …).
+
+    Raises:
+        ExportError: an operator has no ONNX form, the batch is fixed somewhere in the model, or the
+            graph answers otherwise than the model does.
+    """
+    model = model.cpu().eval()
+    inputs = tuple(tensor_of(x[:2] if len(x) > 1 else np.repeat(x, 2, axis=0), torch.device("cpu")) for x in example)
+    batch = torch.export.Dim("batch")
+    try:
+        with _silence():
+            torch.onnx.export(
+                model, inputs, path,
+                dynamo=True, verbose=False, external_data=False,
+                input_names=input_names(len(inputs)), output_names=["output"],
+                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            )  # fmt: skip
+    except Exception as error:  # the exporter raises types of its own for each of its phases
+        raise ExportError(_explain(error)) from error
+    check_parity(model, path, example)
+
+
+def check_parity(model: nn.Module, path: Path, example: Sequence[Array]) -> None:
+    """Compare graph and model at batches 1, 2, 7 and 64, on rows of `example` (repeated where they are few)."""
+    runner = open_session(path, SessionConfig())
+    for batch in PARITY_BATCHES:
+        rows = np.arange(batch) % len(example[0])
+        feed = [np.ascontiguousarray(x[rows]) for x in example]
+        with torch.inference_mode():
+            wanted = model(*(tensor_of(x, torch.device("cpu")) for x in feed)).float().numpy()
+        got = runner(feed)
+        if got.shape != wanted.shape:
+            raise ExportError(
+                f"at batch {batch} the exported graph gives shape {got.shape}, the model {wanted.shape}: "
+                "the model fixes its batch size somewhere (a reshape with a number in it?), use -1 or x.shape[0] there"
+            )
+        error = float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6))
+        if not error <= PARITY_TOLERANCE:
+            raise ExportError(
+                f"at batch {batch} the exported graph differs from the model by {error:.1e} of its largest output: "
+                "look for randomness or state in the model's forward"
+            )
+
+
+@contextlib.contextmanager
+def _silence():  # type: ignore[no-untyped-def]
+    """The exporter's chatter about packages and opsets says nothing to our user."""
+    loggers = [
+        logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
+    ]
+    levels = [x.level for x in loggers]
+    for x in loggers:
+        x.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for x, level in zip(loggers, levels, strict=True):
+            x.setLevel(level)
+
+
+def _explain(error: Exception) -> str:
+    """One sentence that names the operator, from the chain of the exporter's errors."""
+    texts = []
+    current: BaseException | None = error
+    while current is not None:
+        texts.append(str(current))
+        current = current.__cause__ or current.__context__
+    text = "\n".join(texts)
+    operator = re.search(r"No ONNX function found for .*?(aten[.:]+\w+(?:\.\w+)?|[\w:.]+)[>'\s]", text)
+    operator = operator or re.search(r"[Uu]nsupported (?:FX nodes|operator)s?:?\s*\W*(?:call_function\W*)?([\w:.]+)", text)
+    if operator:
+        return (
+            f"the model cannot be exported: {operator.group(1)} has no ONNX form: "
+            "express it with other operators, or leave it out of the served model"
+        )
+    if "specialized" in text or "Constraints violated" in text or "batch" in text and "constant" in text:
+        return "the model cannot be exported: it fixes its batch size somewhere: use -1 or x.shape[0] in reshapes"
+    if "data-dependent" in text.lower() or "GuardOnDataDependentSymNode" in text:
+        return (
+            "the model cannot be exported: its forward branches on the values of tensors: "
+            "use torch.where or torch.cond, or move the branch out of the served model"
+        )
+    first = next((line.strip() for t in reversed(texts) for line in t.splitlines() if line.strip()), type(error).__name__)
+    return f"the model cannot be exported ({first[:200]}): try torch.export.export on it and mend what it names"

@@ -1,0 +1,92 @@
+"""The dtype and memory format in which a model is trained, and the dtype in which it is served."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tenfold import device
+from tenfold.engine import has_openvino
+from tenfold.lever import Config, Refusal, Situation, Stage
+from tenfold.plan import GraphPass, Materials, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPrecision:
+    """How steps are computed while training."""
+
+    dtype: Literal["float32", "bfloat16"]
+    channels_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPrecision:
+    """What the served graph holds and computes in."""
+
+    weights: Literal["float32", "float16"] = "float32"
+    """float16: half the bytes; computed in float32 where the engine has no float16 kernel."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 needs OpenVINO and a CPU that has it."""
+
+
+class Precision:
+    name = "precision"
+    stages: tuple[Stage, ...] = (Stage.TRAIN, Stage.COMPRESSION)
+    touches = frozenset({"training", "graph_passes", "session"})
+    summary = "bfloat16 and channels-last for training, float16 and bfloat16 for serving, where they measure faster"
+
+    def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if situation.tried:
+            return ()
+        if situation.stage is Stage.TRAIN:
+            return self._training(situation)
+        if situation.objective == "train":
+            return Refusal("the precision of serving changes nothing for the objective train")
+        configs = [ServingPrecision(weights="float16")]
+        if device.has_bfloat16() and has_openvino():
+            configs.append(ServingPrecision(compute="bfloat16"))
+        return [dataclasses.asdict(c) for c in configs]
+
+    def _training(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if situation.objective != "train":
+            return Refusal("it makes training cheaper, not serving: pull it with --objective train")
+        if situation.examples.train is None or situation.workload.pretrained is not None:
+            return Refusal("the model is given trained: there is no training to make cheaper")
+        images = any(x.ndim == 4 for x in situation.examples.train.inputs)
+        now = TrainingPrecision(dtype=situation.plan.training.dtype, channels_last=situation.plan.training.channels_last)
+        configs = [
+            TrainingPrecision(dtype=dtype, channels_last=last)
+            for last in ((True, False) if images else (False,))
+            for dtype in ("bfloat16", "float32")
+        ]
+        return [dataclasses.asdict(c) for c in configs if c != now]
+
+    def apply(self, plan: Plan, config: Config) -> Plan:
+        if "dtype" in config:
+            chosen = TrainingPrecision(**config)
+            training = dataclasses.replace(plan.training, dtype=chosen.dtype, channels_last=chosen.channels_last)
+            return dataclasses.replace(plan, training=training)
+        served = ServingPrecision(**config)
+        if served.weights == "float16":
+            plan = dataclasses.replace(
+                plan, graph_passes=(*plan.graph_passes, GraphPass(key={"pass": "float16"}, apply=_to_float16))
+            )
+        if served.compute == "bfloat16":
+            session = dataclasses.replace(plan.session, engine="openvino", precision="bfloat16")
+            plan = dataclasses.replace(plan, session=session)
+        return plan
+
+
+def _to_float16(source: Path, target: Path, _materials: Materials) -> dict[str, Any]:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=False)
+    onnx.save(model, target)
+    return {}
+
+
+lever = Precision()

@@ -1,0 +1,5 @@
+from tenfold.testing import LeverContract
+
+
+class TestPrecision(LeverContract):
+    name = "precision"

@@ -1,0 +1,122 @@
+"""Eight-bit (and four-bit) integers in place of floats, by whichever method keeps quality and measures faster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from tenfold import device
+from tenfold.lever import Config, Refusal, Situation, Stage, Tried
+from tenfold.levers.quantize import graph
+from tenfold.plan import GraphPass, ModelPass, Plan
+from tenfold.verdict import Decision
+
+# a linear layer's weights are read once a prediction: at small batches reading them is what takes the time
+MEMORY_BOUND_BATCH = 16
+QAT_SHARE = 0.25
+"""Length of the fine-tuning, as a share of the training's epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """One way to quantize."""
+
+    method: Literal["static", "dynamic", "weight_only"]
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    """Static: how the range of an activation is taken from calibration examples."""
+    operators: Literal["all", "compute"] = "all"
+    """Static: everything that has an integer form, or only convolutions and matrix products."""
+    seven_bit: bool = False
+    """Weights within 7 bits: no saturation in the 16-bit sums of x86 CPUs without VNNI."""
+    bits: int = 8
+    """Weight-only: bits a weight."""
+    leave_out: int = 0
+    """Static: so many layers stay float, those that hurt the output most when quantized alone."""
+    aware_epochs: float = 0.0
+    """Epochs of training with rounding simulated, before the quantization. 0: none."""
+
+
+class Quantize:
+    name = "quantize"
+    stages: tuple[Stage, ...] = (Stage.COMPRESSION,)
+    touches = frozenset({"model_passes", "graph_passes"})
+    summary = "int8 weights and activations (static, dynamic, quantization-aware) or weights alone"
+
+    def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if situation.objective == "train":
+            return Refusal("integers make serving cheaper, not training")
+        census = graph.census(situation.graph)
+        if census.integer:
+            return Refusal("the graph holds integer operators already")
+        if not census.compute:
+            return Refusal("the graph has no convolution, matrix product or LSTM to quantize")
+        if not situation.tried:
+            return [_json(c) for c in _first_guesses(situation, census)]
+        return [_json(c) for c in _refinements(situation) if _json(c) not in [t.config for t in situation.tried]]
+
+    def apply(self, plan: Plan, config: Config) -> Plan:
+        chosen = QuantizeConfig(**config)
+        passes = plan.model_passes
+        if chosen.aware_epochs:
+            from tenfold.levers.quantize.aware import quantization_aware
+
+            key = {"pass": "quantization-aware training", "epochs": chosen.aware_epochs, "seven_bit": chosen.seven_bit}
+            work = partial(quantization_aware, epochs=chosen.aware_epochs, seven_bit=chosen.seven_bit)
+            passes = (*passes, ModelPass(key=key, apply=work))
+        static = _json(chosen) | {"aware_epochs": 0.0}
+        done = GraphPass(key={"pass": "quantize", **static}, apply=partial(graph.METHODS[chosen.method], config=chosen))
+        return dataclasses.replace(plan, model_passes=passes, graph_passes=(*plan.graph_passes, done))
+
+
+def _json(config: QuantizeConfig) -> Config:
+    return dataclasses.asdict(config)
+
+
+def _first_guesses(situation: Situation, census: graph.Census) -> list[QuantizeConfig]:
+    # where 8-bit products saturate both forms are tried: most models do not notice, and 7 bits lose precision
+    sevens = (False, True) if not device.has_vnni() else (False,)
+    guesses = [
+        QuantizeConfig(method="static", calibration=calibration, operators=operators, seven_bit=seven)
+        for calibration, operators in (("minmax", "all"), ("percentile", "all"), ("entropy", "all"), ("minmax", "compute"))
+        for seven in sevens
+    ]
+    if census.linear and situation.batch <= MEMORY_BOUND_BATCH:
+        guesses += [QuantizeConfig(method="weight_only", bits=bits) for bits in (8, 4)]
+    if census.linear or census.recurrent:
+        guesses.append(QuantizeConfig(method="dynamic"))
+    return guesses
+
+
+def _refinements(situation: Situation) -> list[QuantizeConfig]:
+    """Leave out what hurts; train with rounding where nothing else keeps quality."""
+    static = [t for t in situation.tried if t.config["method"] == "static"]
+    if not static:
+        return []
+    kept = [t for t in static if t.verdict.quality is not None and t.verdict.quality.high >= -situation.margin]
+    best = max(kept or static, key=_promise)
+    config = QuantizeConfig(**best.config)
+    hurt = best.verdict.quality is not None and best.verdict.quality.value < -situation.margin / 2
+    wanted = []
+    if hurt and config.leave_out < 4:
+        wanted.append(dataclasses.replace(config, leave_out=max(1, 2 * config.leave_out)))
+    refused = not any(t.verdict.decision is Decision.TAKE for t in situation.tried) and not kept
+    if refused and not wanted and not situation.quick and situation.examples.train is not None and not config.aware_epochs:
+        training = situation.plan.training
+        if situation.training_seconds * QAT_SHARE * 1.5 < situation.seconds_left:
+            wanted.append(dataclasses.replace(config, leave_out=0, aware_epochs=max(1.0, training.epochs * QAT_SHARE)))
+    return wanted
+
+
+def _promise(tried: Tried) -> float:
+    """Cost ratio where quality may have held, else quality itself: what is best refined."""
+    quality = tried.verdict.quality
+    if quality is None or tried.gain is None:
+        return float("-inf")
+    return tried.gain.value if quality.value > -1e-9 else quality.value
+
+
+lever = Quantize()

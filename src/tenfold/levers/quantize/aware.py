@@ -1,0 +1,86 @@
+"""Quantization-aware training: fine-tune with rounding simulated, so that the weights learn to bear it.
+
+Jacob et al. (2018), arXiv:1712.05877. Weights are rounded by output channel, which commutes with
+folding a normalisation into them; the graph is quantized afterwards as any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tenfold.plan import Materials
+from tenfold.train.config import TrainConfig
+from tenfold.train.loop import fit
+
+RATE_SHARE = 0.1
+"""Peak learning rate of the fine-tuning, as a share of the training's."""
+OBSERVED_STEPS = 20
+"""Steps in which ranges are only watched, not rounded."""
+RANGE_DECAY = 0.99
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class RoundWeight(nn.Module):
+    """Symmetric rounding by output channel, with the gradient passed straight through."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.high = 2 ** (bits - 1) - 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale = weight.detach().flatten(1).abs().amax(dim=1).clamp_min(1e-8) / self.high
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -self.high, self.high)
+
+
+class RoundActivation(nn.Module):
+    """Rounding of a layer's input to 8 bits, in a range that follows what is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.seen = 0.0, 0.0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
+            keep = RANGE_DECAY if self.seen else 0.0
+            self.low = keep * self.low + (1 - keep) * low
+            self.high = keep * self.high + (1 - keep) * high
+            self.seen += 1
+        if self.seen <= OBSERVED_STEPS or self.high <= self.low:
+            return x
+        scale = (self.high - self.low) / 255
+        return torch.fake_quantize_per_tensor_affine(x, scale, round(-self.low / scale), 0, 255)
+
+
+def quantization_aware(model: nn.Module, training: TrainConfig, materials: Materials, *, epochs: float, seven_bit: bool) -> None:
+    """Fine-tune `model` in place; afterwards it is an ordinary float model whose weights stand on the grid.
+
+    Raises:
+        WorkloadError: there is nothing to train on.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _LAYERS)]
+    hooks = []
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", RoundWeight(7 if seven_bit else 8), unsafe=True)
+        rounding = RoundActivation()
+        layer.add_module("_round_input", rounding)
+        hooks.append(layer.register_forward_pre_hook(lambda m, args: (m._round_input(args[0]), *args[1:])))
+    try:
+        fit(
+            model, materials.examples.split("train"), materials.workload.loss_function(),
+            dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE),
+            seed=materials.seed + 1, augment=materials.workload.augment,
+            checkpoint=materials.folder / "aware.checkpoint", progress=materials.progress,
+        )  # fmt: skip
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            del layer._round_input

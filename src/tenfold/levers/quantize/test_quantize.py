@@ -1,0 +1,5 @@
+from tenfold.testing import LeverContract
+
+
+class TestQuantize(LeverContract):
+    name = "quantize"

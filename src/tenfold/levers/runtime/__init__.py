@@ -1,0 +1,53 @@
+"""The same graph on a better engine or schedule, chosen by measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tenfold.engine import SessionConfig, has_openvino
+from tenfold.lever import Config, Refusal, Situation, Stage
+from tenfold.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """An engine and how it runs."""
+
+    engine: Literal["onnxruntime", "openvino"]
+    graph_optimization: Literal["basic", "extended", "all"] = "all"
+
+
+class Runtime:
+    name = "runtime"
+    stages: tuple[Stage, ...] = (Stage.RUNTIME,)
+    touches = frozenset({"session"})
+    summary = "the same graph on another engine, or with other graph rewriting"
+
+    def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if situation.tried:
+            return ()
+        if situation.objective in ("size", "train"):
+            return Refusal(f"the engine changes nothing for the objective {situation.objective}")
+        session = situation.plan.session
+        configs = [
+            RuntimeConfig(engine="openvino") if has_openvino() else None,
+            RuntimeConfig(engine="onnxruntime", graph_optimization="extended"),
+            RuntimeConfig(engine="onnxruntime", graph_optimization="basic"),
+            RuntimeConfig(engine="onnxruntime"),
+        ]
+        now = RuntimeConfig(engine=session.engine, graph_optimization=session.graph_optimization)
+        return [dataclasses.asdict(c) for c in configs if c is not None and c != now]
+
+    def apply(self, plan: Plan, config: Config) -> Plan:
+        chosen = RuntimeConfig(**config)
+        precision = plan.session.precision if chosen.engine == "openvino" else "float32"
+        session = SessionConfig(
+            engine=chosen.engine, graph_optimization=chosen.graph_optimization, threads=plan.session.threads, precision=precision
+        )
+        return dataclasses.replace(plan, session=session)
+
+
+lever = Runtime()

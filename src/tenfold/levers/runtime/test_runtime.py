@@ -1,0 +1,5 @@
+from tenfold.testing import LeverContract
+
+
+class TestRuntime(LeverContract):
+    name = "runtime"

@@ -1,0 +1,91 @@
+"""What a command prints at its end, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tenfold.progress import mark
+
+
+def print_summary(result: dict[str, Any], folder: Path) -> None:
+    """The ladder, the headline and where things lie."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), title=None)
+    table.add_column("")
+    table.add_column("lever")
+    table.add_column("factor", justify="right")
+    table.add_column("quality", justify="right")
+    table.add_column("why", overflow="fold")
+    for row in result["ladder"]:
+        taken = row["verdict"] == "take"
+        cost, quality = row["cost_ratio"], row["quality_difference"]
+        table.add_row(
+            mark(row["verdict"]),
+            escape(row["lever"]),
+            f"{cost['value']:.2f}×" if cost else "",
+            f"{quality['value']:+.4f}" if quality else "",
+            escape(row["reason"]),
+            style=None if taken else "dim",
+        )
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(escape(headline(result)), style="bold")
+    if result["workload"]["demo"]:
+        console.print("This workload is a demonstration: its figures claim nothing.")
+    console.print(f"report  {(folder / 'report.html').resolve().as_uri()}", soft_wrap=True)
+    console.print(f"bundle  {folder / 'bundle'}", soft_wrap=True)
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The result in two sentences."""
+    certified = result["certified"]
+    if certified is None:
+        return (
+            f"Nothing could be certified within {result['workload']['margin_absolute']:g} of the baseline's "
+            f"{result['workload']['metric']}. The bundle is the baseline's."
+        )
+    gain = main_gain(result)
+    quality = certified["quality_difference"]
+    low = f" (at least {gain['low']:.2f}×)" if gain["low"] != gain["high"] else ""
+    return (
+        f"{gain['value']:.2f}× cheaper{low} in {result['unit']}. {result['workload']['metric']} {quality['value']:+.4f} "
+        f"(90 % interval {quality['low']:+.4f} to {quality['high']:+.4f}), margin {certified['margin']:g}, "
+        f"on {certified['n']:,} test examples."
+    )
+
+
+def main_gain(result: dict[str, Any]) -> dict[str, float]:
+    """The gain that the objective is about."""
+    name = result["objective"] if result["objective"] in ("size", "train") else "serve"
+    gain: dict[str, float] = result["gain"][name]
+    return gain
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """The guard's finding on two models."""
+    quality, cost = result["quality_difference"], result["cost_ratio"]
+    print(f"quality   {quality['value']:+.4f}  (90 % interval {quality['low']:+.4f} to {quality['high']:+.4f}), margin {result['margin']:g}")
+    print(f"cost      {cost['value']:.2f}×  ({cost['low']:.2f} to {cost['high']:.2f}) cheaper, {result['unit']}")
+    if result["agreement"]:
+        agreement = result["agreement"]
+        print(
+            f"agreement {agreement['same']:.2%} of {agreement['n']:,}; only A right {agreement['baseline_only_right']}, "
+            f"only B right {agreement['candidate_only_right']}"
+        )
+    for row in result["slices"]:
+        part = row["quality_difference"]
+        flag = "  margin not kept" if row["held"] is False else ""
+        print(f"  {row['name']:<24} n {row['n']:>6,}  {part['value']:+.4f}  ({part['low']:+.4f} to {part['high']:+.4f}){flag}")
+    for row in result["disagreements"][:10]:
+        print(f"  example {row['index']}: is {row['target']}, A says {row['baseline']}, B says {row['candidate']}")
+    if len(result["disagreements"]) > 10:
+        print(f"  … {len(result['disagreements']) - 10} more with --json")
+    for notice in result["notices"]:
+        print(notice)
+    print(f"{result['verdict']}: {result['reason']}")

@@ -1,0 +1,1 @@
+"""Training: one flat loop, what configures it, and how it is checkpointed."""

@@ -1,0 +1,396 @@
+"""Paired statistics: is the candidate as good as the baseline, and is it cheaper?
+
+Every comparison is paired: candidate and baseline answer the same examples. Quality is judged by
+non-inferiority at one-sided 95 %, which is the lower end of a two-sided 90 % interval; so intervals
+here are 90 % (`LEVEL`) unless told otherwise, and each carries its level.
+
+All functions are pure. Scores are arrays of shape (n,), one a example, higher is better; a
+difference is candidate minus baseline, in the units of the score.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+LEVEL = 0.90
+"""Confidence of a two-sided interval whose lower end is the one-sided 95 % bound."""
+
+COST_BAR = 1.02
+"""A cost ratio whose lower bound is below this is not worth a change."""
+
+RESAMPLES = 2_000
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    level: float = LEVEL
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high, "level": self.level}
+
+
+class Decision(enum.StrEnum):
+    TAKE = "take"
+    REFUSE = "refuse"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A decision with the interval it rests on and the reason in words."""
+
+    decision: Decision
+    reason: str
+    quality: Interval | None = None
+    cost: Interval | None = None
+
+
+# ---------------------------------------------------------------- paired binary scores
+
+
+def tango_statistic(gained: ArrayLike, lost: ArrayLike, n: int, difference: float) -> NDArray[np.float64]:
+    """Score statistic for H0: p(gained) - p(lost) = `difference`, standard normal under H0.
+
+    Positive when the data lie above `difference`. Tango (1998), Statistics in Medicine 17:891-908,
+    eq. 2; the constrained maximum-likelihood estimate of p(lost) is the root of a quadratic.
+
+    Args:
+        gained: pairs that only the candidate has right; any shape.
+        lost: pairs that only the baseline has right; same shape.
+        n: all pairs.
+        difference: the hypothesised difference, in (-1, 1).
+    """
+    b = np.asarray(gained, dtype=np.float64)
+    c = np.asarray(lost, dtype=np.float64)
+    d = difference
+    # 2n q^2 + B q + C = 0 for q = p(lost), with p(gained) = q + d
+    coef = -b - c + (2 * n - b + c) * d
+    const = -c * d * (1 - d)
+    q = (np.sqrt(np.maximum(coef * coef - 8 * n * const, 0.0)) - coef) / (4 * n)
+    q = np.clip(q, max(0.0, -d), None)
+    variance = n * (2 * q + d * (1 - d))
+    above = b - c - n * d
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = above / np.sqrt(variance)
+    return np.where(above == 0, 0.0, z)  # 0/0 where the data are just what H0 says
+
+
+def _z(probability: float) -> float:
+    return _NORMAL.inv_cdf(probability)
+
+
+def paired_binary_interval(baseline: ArrayLike, candidate: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Tango's score interval for the difference of two paired proportions.
+
+    Holds its level at small n and few discordant pairs, where the normal approximation does not
+    (its size is enumerated in `tests/test_verdict.py`, simulated in `benchmarks/guard`).
+
+    Args:
+        baseline: (n,) of 0 or 1.
+        candidate: (n,) of 0 or 1, the same examples in the same order.
+        level: two-sided confidence.
+    """
+    base = np.asarray(baseline) > 0.5
+    cand = np.asarray(candidate) > 0.5
+    if base.shape != cand.shape or base.ndim != 1 or base.size == 0:
+        raise ValueError("paired scores need two equally long, non-empty arrays of shape (n,)")
+    gained = int(np.sum(cand & ~base))
+    lost = int(np.sum(base & ~cand))
+    return _tango_interval(gained, lost, base.size, level)
+
+
+@lru_cache(maxsize=65_536)
+def _tango_interval(gained: int, lost: int, n: int, level: float) -> Interval:
+    critical = _z((1 + level) / 2)
+    value = (gained - lost) / n
+
+    def bound(sign: float, outer: float) -> float:
+        # the statistic falls as the hypothesised difference rises: bisect between the estimate and ±1
+        inside, outside = value, outer
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            if sign * float(tango_statistic(gained, lost, n, middle)) < critical:
+                inside = middle
+            else:
+                outside = middle
+        return inside
+
+    return Interval(value=value, low=bound(1.0, -1.0), high=bound(-1.0, 1.0), level=level)
+
+
+# ---------------------------------------------------------------- real-valued and corpus scores
+
+
+def bootstrap_difference(
+    baseline: ArrayLike,
+    candidate: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """BCa bootstrap interval for the mean paired difference, resampling whole groups.
+
+    Efron (1987), "Better bootstrap confidence intervals", JASA 82:171-185. The mean is over
+    examples; where groups are given they are what is drawn, so the mean is a ratio of sums.
+
+    Args:
+        baseline, candidate: (n,) scores of the same examples.
+        groups: (n,) labels; examples of one group are not independent. None: every example is its own.
+    """
+    difference = np.asarray(candidate, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    if difference.ndim != 1 or difference.size == 0:
+        raise ValueError("paired scores need two equally long, non-empty arrays of shape (n,)")
+    sums, counts = _group_sums(difference, groups)
+    value = float(sums.sum() / counts.sum())
+    draws = _resampled_means(sums, counts, seed)
+    jackknife = (sums.sum() - sums) / np.maximum(counts.sum() - counts, 1)
+    bias, acceleration = _bca_constants(value, draws, jackknife)
+    low, high = (
+        float(np.quantile(draws, _bca_probability(_z(p), bias, acceleration))) for p in ((1 - level) / 2, (1 + level) / 2)
+    )
+    return Interval(value=value, low=min(low, value), high=max(high, value), level=level)
+
+
+def corpus_difference(
+    baseline: Callable[[NDArray[np.intp]], float],
+    candidate: Callable[[NDArray[np.intp]], float],
+    n: int,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = LEVEL,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a metric that is defined on a set of examples (BLEU, F1, AUC).
+
+    Args:
+        baseline, candidate: functions from example indices (with repeats) to the metric on them.
+        n: number of examples.
+        groups: (n,) labels, drawn whole.
+    """
+    everything = np.arange(n)
+    value = candidate(everything) - baseline(everything)
+    members = _members(n, groups)
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        picked = rng.integers(len(members), size=len(members))
+        rows = np.concatenate([members[i] for i in picked])
+        draws.append(candidate(rows) - baseline(rows))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value=value, low=min(float(low), value), high=max(float(high), value), level=level)
+
+
+def _members(n: int, groups: ArrayLike | None) -> list[NDArray[np.intp]]:
+    if groups is None:
+        return list(np.arange(n).reshape(n, 1))
+    _, code = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.argsort(code, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(code))[:-1])
+
+
+def _group_sums(values: NDArray[np.float64], groups: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if groups is None:
+        return values, np.ones_like(values)
+    _, code = np.unique(np.asarray(groups), return_inverse=True)
+    return np.bincount(code, weights=values), np.bincount(code).astype(np.float64)
+
+
+def _resampled_means(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int, resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    out = np.empty(resamples)
+    for r in range(resamples):
+        picked = rng.integers(sums.size, size=sums.size)
+        out[r] = sums[picked].sum() / counts[picked].sum()
+    return out
+
+
+def _bca_constants(value: float, draws: NDArray[np.float64], jackknife: NDArray[np.float64]) -> tuple[float, float]:
+    below = (np.sum(draws < value) + 0.5 * np.sum(draws == value)) / draws.size
+    bias = _z(float(np.clip(below, 1 / (draws.size + 1), draws.size / (draws.size + 1))))
+    centred = jackknife.mean() - jackknife
+    spread = float(np.sum(centred**2)) ** 1.5
+    return bias, float(np.sum(centred**3)) / (6 * spread) if spread > 0 else 0.0
+
+
+def _bca_probability(z: float, bias: float, acceleration: float) -> float:
+    shifted = bias + z
+    if acceleration * shifted >= 1:  # past the pole of the formula: the end of the distribution
+        return float(shifted > 0)
+    return _NORMAL.cdf(bias + shifted / (1 - acceleration * shifted))
+
+
+# ---------------------------------------------------------------- quality
+
+
+def quality_difference(
+    baseline: ArrayLike,
+    candidate: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = LEVEL,
+) -> Interval:
+    """Interval for the mean paired difference: Tango's for independent 0/1 scores, else bootstrap by group.
+
+    Scores of 0 and -1 (errors, counted downwards) are as binary as 0 and 1. Binary scores in groups
+    get the wider of the two at either end: where next to no answer differs, a bootstrap has nothing
+    to draw from, and alone would claim a width of zero.
+    """
+    base, cand = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    for shift in (0.0, 1.0):
+        if np.isin(base + shift, (0.0, 1.0)).all() and np.isin(cand + shift, (0.0, 1.0)).all():
+            tango = paired_binary_interval(base + shift, cand + shift, level=level)
+            break
+    else:
+        return bootstrap_difference(base, cand, groups=groups, level=level)
+    if groups is None:
+        return tango
+    drawn = bootstrap_difference(base, cand, groups=groups, level=level)
+    return Interval(value=drawn.value, low=min(drawn.low, tango.low), high=max(drawn.high, tango.high), level=level)
+
+
+def p_value(interval_at: Callable[[float], Interval], margin: float) -> float:
+    """One-sided p of H0 "worse than the baseline by `margin` or more": the smallest level at which
+    the lower bound still reaches -margin (test and interval are one another's inverse).
+
+    Args:
+        interval_at: the interval as a function of its two-sided level.
+    """
+    below, above = 1e-6, 0.5
+    if interval_at(1 - 2 * above + 1e-9).low < -margin:
+        return 0.5 if interval_at(1e-9).value >= -margin else 1.0
+    for _ in range(40):
+        middle = math.sqrt(below * above)
+        if interval_at(1 - 2 * middle).low >= -margin:
+            above = middle
+        else:
+            below = middle
+    return above
+
+
+def examples_to_decide(quality: Interval, margin: float, n: int) -> int | None:
+    """Examples at which the lower bound would reach -margin if the estimate held; None: no number would."""
+    room = quality.value + margin
+    if room <= 0:
+        return None
+    return math.ceil(n * ((quality.value - quality.low) / room) ** 2)
+
+
+def choose(quality: Interval, cost: Interval, margin: float) -> Verdict:
+    """While choosing, on valid: refuse what is shown to be worse, or not shown to be cheaper.
+
+    A `take` here is provisional; only `certify` can say that quality held.
+    """
+    if quality.high < -margin:
+        reason = f"worse: even the upper bound {quality.high:+.4f} is below the margin −{margin:.4f}"
+        return Verdict(decision=Decision.REFUSE, reason=reason, quality=quality, cost=cost)
+    if cost.low < COST_BAR:
+        faster = "not cheaper" if cost.value < 1 else "not shown to be cheaper"
+        reason = f"{faster}: {cost.value:.2f}× ({cost.low:.2f} to {cost.high:.2f}), {COST_BAR}× wanted"
+        return Verdict(decision=Decision.REFUSE, reason=reason, quality=quality, cost=cost)
+    return Verdict(
+        decision=Decision.TAKE,
+        reason=f"{cost.value:.2f}× cheaper, quality {quality.value:+.4f} on valid",
+        quality=quality,
+        cost=cost,
+    )
+
+
+def certify(quality: Interval, margin: float, n: int) -> Verdict:
+    """Non-inferiority on test: pass only if the lower bound is at or above -margin."""
+    if quality.low >= -margin:
+        reason = f"lower bound {quality.low:+.4f} is within the margin −{margin:.4f}"
+        return Verdict(decision=Decision.TAKE, reason=reason, quality=quality)
+    if quality.high < -margin:
+        reason = f"worse: even the upper bound {quality.high:+.4f} is below the margin −{margin:.4f}"
+        return Verdict(decision=Decision.REFUSE, reason=reason, quality=quality)
+    needed = examples_to_decide(quality, margin, n)
+    more = (
+        "no number of examples would change that if the estimate holds"
+        if needed is None
+        else f"about {needed:,} test examples would decide it, {n:,} are there"
+    )
+    reason = f"lower bound {quality.low:+.4f} is below the margin −{margin:.4f}; {more}"
+    return Verdict(decision=Decision.INCONCLUSIVE, reason=reason, quality=quality)
+
+
+def fixed_sequence(verdicts: Iterable[Verdict]) -> int | None:
+    """Index of the last candidate that passed before the first that did not; None: the first failed.
+
+    The order was fixed before the data were seen, so each test spends the whole 5 % and the
+    family-wise error stays at 5 % (Maurer, Hothorn & Lehmacher 1995). Lazy: what comes after the
+    first failure is not evaluated.
+    """
+    last = None
+    for index, verdict in enumerate(verdicts):
+        if verdict.decision is not Decision.TAKE:
+            break
+        last = index
+    return last
+
+
+# ---------------------------------------------------------------- cost
+
+
+def cost_ratio(baseline: ArrayLike, candidate: ArrayLike, *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """Ratio of mean costs, baseline over candidate: above 1 means cheaper.
+
+    Two-way bootstrap: rounds and inputs are drawn independently, the same draw for both sides,
+    since they were measured interleaved on the same inputs (Owen 2007, "The pigeonhole bootstrap",
+    Annals of Applied Statistics 1:386-411). Rounds are few, so the percentiles are moved outwards to
+    make the interval as wide as Student's would be (Hesterberg 2015, "What teachers should know about
+    the bootstrap", The American Statistician 69:371-386).
+
+    Args:
+        baseline, candidate: (rounds, inputs), the same rounds and inputs, in the same unit.
+    """
+    base = np.atleast_2d(np.asarray(baseline, dtype=np.float64))
+    cand = np.atleast_2d(np.asarray(candidate, dtype=np.float64))
+    if base.shape != cand.shape or base.size == 0:
+        raise ValueError("costs need two equal, non-empty arrays of shape (rounds, inputs)")
+    rounds, inputs = base.shape
+    rng = np.random.default_rng(seed)
+    weight_round = rng.multinomial(rounds, np.full(rounds, 1 / rounds), size=RESAMPLES)
+    weight_input = rng.multinomial(inputs, np.full(inputs, 1 / inputs), size=RESAMPLES)
+    drawn = [np.einsum("br,ri,bi->b", weight_round, cost, weight_input, optimize=True) for cost in (base, cand)]
+    tail = _expanded((1 - level) / 2, rounds)
+    low, high = np.quantile(drawn[0] / drawn[1], [tail, 1 - tail])
+    return Interval(value=float(base.mean() / cand.mean()), low=float(low), high=float(high), level=level)
+
+
+def _expanded(tail: float, n: int) -> float:
+    """The tail to cut from a bootstrap of `n` units for an interval whose true tail is `tail`."""
+    if n < 2:
+        return tail
+    return _NORMAL.cdf(-math.sqrt(n / (n - 1)) * _student(1 - tail, n - 1))
+
+
+def _student(probability: float, freedom: int) -> float:
+    """Student's quantile, by the first terms of its expansion: Abramowitz & Stegun, 26.7.5."""
+    x = _z(probability)
+    terms = (x, (x**3 + x) / 4, (5 * x**5 + 16 * x**3 + 3 * x) / 96, (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384)
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def exact_ratio(baseline: float, candidate: float) -> Interval:
+    """A ratio that has no sampling error, such as bytes."""
+    ratio = baseline / candidate
+    return Interval(value=ratio, low=ratio, high=ratio)

@@ -1,0 +1,393 @@
+"""What is to be learned: a model, its data, a loss, a metric and the margin that quality may give up.
+
+`Workload` is what a user writes. `load` turns it into `Examples`: checked splits in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tenfold.data.carve import carve
+from tenfold.data.sources import IMAGE_SUFFIXES, image_classes, to_split
+from tenfold.data.split import Array, Split, check_numbers, duplicates
+from tenfold.errors import WorkloadError
+from tenfold.recipe import canonical, digest
+from tenfold.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Scores = NDArray[np.float64]
+SPLITS = ("train", "valid", "confirm", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A model and the data it is for.
+
+    Data is anything that `tenfold.data.sources.to_split` takes: (x, y) arrays, a pandas frame, a
+    torch `Dataset`, a folder of class folders of images, parquet, csv. Splits that are missing are
+    carved out of the others, deterministically, and the run says so.
+    """
+
+    model: Callable[[], nn.Module]
+    """Builds the untrained model. It maps a batch of inputs to one tensor (batch, …)."""
+    margin: float
+    """The quality that may be given up, in units of the metric (`margin_kind`). Above 0."""
+    train: Any = None
+    """What the model learns from. None: only post-training levers are pulled."""
+    valid: Any = None
+    """What choices are made on."""
+    confirm: Any = None
+    """A part of valid that search never sees; it orders the candidates."""
+    test: Any = None
+    """What certifies, opened once."""
+    name: str = ""
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy"
+    """`cross_entropy`, `binary_cross_entropy` (of logits), `mse`, `l1`, or a function of (output, target)."""
+    metric: str | Callable[[Array, Array], Array] = "accuracy"
+    """`accuracy`, `squared_error`, `absolute_error`, or a function of (outputs, targets) to scores (n,)."""
+    higher_is_better: bool | None = None
+    """None: as the named metric has it; True for a function."""
+    margin_kind: Literal["absolute", "relative"] = "absolute"
+    """`relative`: the margin is a share of the baseline's own quality."""
+    pretrained: str | Path | None = None
+    """A safetensors file with the model's trained weights: its training is skipped."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    augment: Callable[[Tensor, Any], Tensor] | None = None
+    """(batch, generator) to batch, on the first input as it is stored, in training only."""
+    preprocess: nn.Module | None = None
+    """Goes into the served graph, before the model, on the first input. Default for uint8: x / 255."""
+    labels: Sequence[str] | None = None
+    """Class names, in the order of the model's outputs."""
+    groups: str | None = None
+    """Column of a table that says which rows belong together. (Arrays: pass (x, y, groups).)"""
+    target: str | None = None
+    """Column of a table to be predicted."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that images from files are resized to."""
+    slices: Callable[[Split], Mapping[str, Array]] | None = None
+    """Parts of the data to report on: names to boolean masks (n,). None: by class, where there are classes."""
+    slice_margins: Mapping[str, float] = field(default_factory=dict)
+    """Margins that single slices must keep as well."""
+    demo: bool = False
+    """A demonstration: its figures claim nothing."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.margin, (int, float)) and math.isfinite(self.margin) and self.margin > 0):
+            raise WorkloadError(f"margin is {self.margin}: it must be above 0, in units of the metric")
+        if not callable(self.model):
+            raise WorkloadError("model= must be a function that builds the model, such as `lambda: Net()`")
+        if self.margin_kind not in ("absolute", "relative"):
+            raise WorkloadError(f"margin_kind is {self.margin_kind!r}: use 'absolute' or 'relative'")
+        for what, known in (("loss", _LOSSES), ("metric", _METRICS)):
+            value = getattr(self, what)
+            if not callable(value) and value not in known:
+                raise WorkloadError(f"{what} {value!r} is not known: use {', '.join(known)}, or a function")
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric if isinstance(self.metric, str) else _name_of(self.metric)
+
+    @property
+    def better_is_higher(self) -> bool:
+        if self.higher_is_better is not None:
+            return self.higher_is_better
+        return _METRICS[self.metric][1] if isinstance(self.metric, str) else True
+
+    @property
+    def classifies(self) -> bool:
+        """Outputs are one logit a class."""
+        return self.loss == "cross_entropy" or self.metric == "accuracy"
+
+    def scores(self, outputs: Array, targets: Array) -> Scores:
+        """One score an example, shape (n,), higher is better (the metric's sign is turned where it is not).
+
+        Raises:
+            WorkloadError: the metric gives another length, or values that are not finite.
+        """
+        function = self.metric if callable(self.metric) else _METRICS[self.metric][0]
+        raw = np.asarray(function(outputs, targets), dtype=np.float64)
+        if raw.shape != (len(targets),):
+            raise WorkloadError(
+                f"metric {self.metric_name} gave shape {raw.shape} for {len(targets)} examples: "
+                "it must give one score an example, shape (n,)"
+            )
+        if not np.isfinite(raw).all():
+            raise WorkloadError(
+                f"metric {self.metric_name} gave NaN or infinity for example {int(np.flatnonzero(~np.isfinite(raw))[0])}"
+            )
+        return raw if self.better_is_higher else -raw
+
+    def loss_function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return self.loss if callable(self.loss) else _LOSSES[self.loss]()
+
+    def absolute_margin(self, baseline: float) -> float:
+        """The margin in units of the score, for a baseline of this mean score."""
+        return self.margin * abs(baseline) if self.margin_kind == "relative" else self.margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """A workload's data, loaded, divided and checked."""
+
+    train: Split | None
+    valid: Split
+    confirm: Split
+    test: Split
+    notes: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    classes: int | None
+    """Number of classes, where the workload classifies."""
+
+    def split(self, name: str) -> Split:
+        split: Split | None = getattr(self, name)
+        if split is None:
+            raise WorkloadError(f"there is no {name} split: give {name}= in the workload")
+        return split
+
+    @property
+    def identity(self) -> str:
+        return digest([s.identity if s is not None else None for s in (self.train, self.valid, self.confirm, self.test)])
+
+    def sizes(self) -> dict[str, int]:
+        return {name: len(s) if (s := getattr(self, name)) is not None else 0 for name in SPLITS}
+
+
+def load(workload: Workload) -> Examples:
+    """Read, divide and check the data of a workload.
+
+    Raises:
+        WorkloadError: a split is empty, has NaN or infinity, has labels out of range, or one class only;
+            or there is nothing to carve a missing split from.
+    """
+    labels = _labels(workload)
+    splits: dict[str, Split | None] = {
+        name: to_split(
+            getattr(workload, name), name,
+            target=workload.target, group=workload.groups, image_size=workload.image_size, labels=labels,
+        )
+        for name in SPLITS
+    }  # fmt: skip
+    for name, split in splits.items():
+        if split is not None:
+            check_numbers(split, name)
+    splits, notes = carve(splits)
+    present = {name: split for name, split in splits.items() if split is not None}
+    for name in SPLITS[1:]:
+        if name not in present:
+            raise WorkloadError(f"there is no {name} split and too little to carve it from: give {name}= in the workload")
+    shapes = {name: tuple(x.shape[1:] for x in split.inputs) for name, split in present.items()}
+    if len(set(shapes.values())) > 1:
+        raise WorkloadError(f"the splits differ in the shape of an example ({shapes}): give them all one shape")
+    for name, split in present.items():
+        if split.targets is None:
+            raise WorkloadError(f"{name} has no targets: give it as (x, y)")
+        if name != "train" and split.groups is not None and len(np.unique(split.groups)) < 2:
+            raise WorkloadError(f"{name} has one group only: no interval can be had from it, give it more groups")
+    classes = _check_classes(present, labels) if workload.classifies else None
+    for pair, count in duplicates(present).items():
+        notes.append(f"{count:,} examples of {pair.partition('/')[2]} are exact duplicates of some in {pair.partition('/')[0]}")
+    return Examples(
+        train=splits["train"], valid=present["valid"], confirm=present["confirm"], test=present["test"],
+        notes=tuple(notes), labels=tuple(map(str, labels)) if labels else None, classes=classes,
+    )  # fmt: skip
+
+
+def _labels(workload: Workload) -> Sequence[str] | None:
+    if workload.labels is not None:
+        return workload.labels
+    for name in SPLITS:
+        source = getattr(workload, name)
+        if isinstance(source, (str, Path)) and Path(source).is_dir() and workload.classifies:
+            classes = image_classes(Path(source))
+            if classes and any(f.suffix.lower() in IMAGE_SUFFIXES for f in (Path(source) / classes[0]).rglob("*")):
+                return classes
+    return None
+
+
+def _check_classes(splits: Mapping[str, Split], labels: Sequence[str] | None) -> int:
+    """The number of classes; refuses labels that are no class indices, out of range, or all the same."""
+    highest = 0
+    for name, split in splits.items():
+        y = split.targets
+        assert y is not None
+        if y.dtype.kind not in "iub" and not (y.dtype.kind == "f" and (y == np.floor(y)).all()):
+            raise WorkloadError(f"{name}: class labels must be whole numbers from 0: encode them first")
+        if y.min() < 0:
+            raise WorkloadError(f"{name}: label {y.min()} in row {int(y.argmin())} is below 0: number the classes from 0")
+        if labels is not None and y.max() >= len(labels):
+            raise WorkloadError(
+                f"{name}: label {y.max()} in row {int(y.argmax())} is out of range for {len(labels)} labels: "
+                "mend the label or list its class in labels="
+            )
+        if len(np.unique(y)) < 2:
+            raise WorkloadError(f"{name} has one class only ({y.flat[0]}): there is nothing to tell apart")
+        highest = max(highest, int(y.max()))
+    return len(labels) if labels is not None else highest + 1
+
+
+# ---------------------------------------------------------------- metrics and losses by name
+
+
+def _accuracy(outputs: Array, targets: Array) -> Array:
+    return outputs.reshape(len(outputs), -1).argmax(axis=1) == targets.reshape(-1)
+
+
+def _rows(values: Array) -> Array:
+    return values.reshape(len(values), -1).mean(axis=1)
+
+
+def _error(outputs: Array, targets: Array) -> Array:
+    return outputs.reshape(len(outputs), -1).astype(np.float64) - targets.reshape(len(targets), -1)
+
+
+_METRICS: dict[str, tuple[Callable[[Array, Array], Array], bool]] = {
+    "accuracy": (_accuracy, True),
+    "squared_error": (lambda outputs, targets: _rows(_error(outputs, targets) ** 2), False),
+    "absolute_error": (lambda outputs, targets: _rows(np.abs(_error(outputs, targets))), False),
+}
+
+
+def _cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
+    from torch.nn import functional
+
+    return lambda output, target: functional.cross_entropy(output, target.long())
+
+
+def _elementwise(name: str) -> Callable[[], Callable[[Tensor, Tensor], Tensor]]:
+    def make() -> Callable[[Tensor, Tensor], Tensor]:
+        from torch.nn import functional
+
+        function = getattr(functional, name)
+        return lambda output, target: function(output, target.reshape(output.shape).to(output.dtype))
+
+    return make
+
+
+_LOSSES: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+    "cross_entropy": _cross_entropy,
+    "binary_cross_entropy": _elementwise("binary_cross_entropy_with_logits"),
+    "mse": _elementwise("mse_loss"),
+    "l1": _elementwise("l1_loss"),
+}
+
+
+# ---------------------------------------------------------------- identity
+
+
+def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
+    """Hash of all that decides what is learned: data, structure, code and first weights of the model, loss, training.
+
+    Args:
+        model: as it is before training, or with the weights that were given.
+    """
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest(
+        {
+            "data": examples.identity,
+            "model": [repr(model), _source_of(workload.model), weights.hexdigest()],
+            "classes": sorted(
+                {canonical(_source_of(c)) for m in model.modules() if not (c := type(m)).__module__.startswith("torch.")}
+            ),
+            "loss": _source_of(workload.loss),
+            "metric": [_source_of(workload.metric), workload.better_is_higher],
+            "augment": _source_of(workload.augment),
+            "preprocess": repr(workload.preprocess),
+            "training": workload.training,
+        }
+    )
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, functools.partial):
+        return _name_of(function.func)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _source_of(value: Any) -> Any:
+    """Something JSON that changes when the code of a function does."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, functools.partial):
+        return [_source_of(value.func), repr(value.args), repr(value.keywords)]
+    module = inspect.getmodule(value)
+    own = module is None or module.__name__ == "__main__" or module.__name__.startswith("tenfold.")
+    try:  # of a user's code the whole module, since a function's own text does not show what it calls
+        text = inspect.getsource(value if own else module)
+    except (OSError, TypeError):
+        text = repr(value)
+    return [_name_of(value), hashlib.sha256(text.encode()).hexdigest()]
+
+
+# ---------------------------------------------------------------- finding
+
+
+def find(spec: str, data: Path | None = None) -> Workload:
+    """The workload that a command line names: a built-in's name, or path/to/file.py[:name].
+
+    Raises:
+        WorkloadError: there is none of that name; the file does not exist, raises, or holds no workload.
+    """
+    from tenfold.workloads import built_in
+
+    path_text, _, attribute = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
+    if path_text.endswith(".py"):
+        return _from_file(Path(path_text), attribute, data)
+    known = built_in()
+    if spec not in known:
+        raise WorkloadError(f"there is no workload {spec!r}: use {', '.join(sorted(known))}, or path/to/task.py[:name]")
+    return known[spec](data)
+
+
+def _from_file(path: Path, attribute: str, data: Path | None) -> Workload:
+    if not path.is_file():
+        raise WorkloadError(f"{path} does not exist: name a Python file that builds a tenfold.Workload")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that inspect and dataclasses find it
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+        named = {n: v for n, v in vars(module).items() if isinstance(v, Workload)}
+        found = getattr(module, attribute, None) if attribute else getattr(module, "workload", None)
+        if found is None and not attribute and len(named) == 1:
+            (found,) = named.values()
+        if callable(found):
+            found = found(data) if inspect.signature(found).parameters else found()
+    except WorkloadError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything, or leave with exit code 0
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
+        where = f", line {lines[-1]}" if lines else ""
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise WorkloadError(f"{path}{where} raised {type(error).__name__}: {reason}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, Workload):
+        wanted = attribute or "workload"
+        raise WorkloadError(f"{path} has no tenfold.Workload named {wanted!r}: assign one, or name it with {path}:NAME")
+    return found if found.name else _named(found, path.stem)
+
+
+def _named(workload: Workload, name: str) -> Workload:
+    import dataclasses
+
+    return dataclasses.replace(workload, name=name)

@@ -1,0 +1,245 @@
+"""The main job, end to end, on a task that trains in a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from tenfold.bundle import Bundle
+from tenfold.certify import Standing, order_candidates, record_opening
+from tenfold.errors import TenfoldError
+from tenfold.ledger import Ledger
+from tenfold.pipeline import Result, run
+from tenfold.testing import blobs, small_net, small_workload
+from tenfold.train.config import TrainConfig
+from tenfold.verdict import Interval, certify
+from tenfold.workload import Workload
+
+CHOICES = ("ladder", "candidates", "sequence", "certified")
+TASK = "from tenfold.testing import small_workload\n\nworkload = small_workload()\n"
+
+
+def test_every_figure_with_an_interval_says_its_level(finished: Result) -> None:
+    def walk(node: object) -> int:
+        if isinstance(node, dict):
+            if "low" in node and "value" in node:
+                assert node.keys() == {"value", "low", "high", "level"}
+                assert node["low"] <= node["value"] <= node["high"]
+                return 1
+            return sum(map(walk, node.values()))
+        return sum(map(walk, node)) if isinstance(node, list) else 0
+
+    assert walk(finished.document) > 10
+
+
+def test_the_file_is_the_document(finished: Result) -> None:
+    assert json.loads((finished.folder / "result.json").read_text()) == json.loads(json.dumps(finished.document))
+
+
+def test_the_ladder_has_a_row_a_lever_and_stage_and_a_reason_each(finished: Result) -> None:
+    rows = finished.document["ladder"]
+    assert [(r["stage"], r["lever"]) for r in rows] == [
+        ("train", "precision"), ("compression", "precision"), ("compression", "quantize"), ("runtime", "runtime"),
+    ]  # fmt: skip
+    assert all(r["reason"] for r in rows)
+
+
+def test_factors_of_what_was_taken_multiply_to_the_headline(finished: Result) -> None:
+    document = finished.document
+    taken = [r["cost_ratio"]["value"] for r in document["ladder"] if r["verdict"] == "take"]
+    against_plain = document["points"][0]["cpu"]["value"]
+    assert prod(taken) == pytest.approx(against_plain, rel=1e-9)
+
+
+def test_what_is_certified_is_within_the_margin_and_comes_from_the_sequence(finished: Result) -> None:
+    document = finished.document
+    certified = document["certified"]
+    if certified is None:
+        assert document["exit_code"] == 3
+        return
+    assert document["exit_code"] == 0
+    assert certified["quality_difference"]["low"] >= -certified["margin"]
+    assert certified["p"] <= 0.05
+    passed = [s for s in document["sequence"] if s["verdict"] == "take"]
+    assert passed[-1]["recipe"] == certified["recipe"]
+    assert certify(Interval(**certified["quality_difference"]), certified["margin"], certified["n"]).decision == "take"
+
+
+def test_test_is_opened_once_and_the_opening_is_logged_first(finished: Result) -> None:
+    keys = [e["key"] for e in map(_entry, (finished.folder / "ledger.jsonl").read_bytes().splitlines())]
+    assert keys.index("sequence") < keys.index("opening") < min(i for i, k in enumerate(keys) if k.startswith("test:"))
+    assert finished.document["test_openings"] == 1
+
+
+def _entry(line: bytes) -> dict:
+    return json.loads(line.partition(b" ")[2])
+
+
+def test_the_bundle_answers_as_the_graph_that_was_certified(finished: Result) -> None:
+    bundle = finished.bundle
+    test = blobs(150, seed=2)
+    outputs = bundle.predict(test.inputs[0])
+    accuracy = float((outputs.argmax(axis=1) == test.targets).mean())
+    certified = finished.document["certified"]
+    wanted = certified["candidate_quality"] if certified else finished.document["baseline"]["quality"]["valid"]
+    assert accuracy == pytest.approx(wanted, abs=1e-12 if certified else 0.2)
+
+
+def test_resuming_an_ended_run_changes_nothing(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    again = run(small_workload(), out=copy, budget=300, resume=True, view="quiet")
+    for part in (*CHOICES, "gain", "points", "baseline", "spent"):
+        assert again.document[part] == finished.document[part], part
+
+
+def test_a_run_cut_at_any_entry_resumes_to_the_choices_its_measurements_imply(finished: Result, tmp_path: Path) -> None:
+    lines = (finished.folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in (1, len(lines) // 3, 2 * len(lines) // 3):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        torn = lines[kept][: len(lines[kept]) // 2]
+        (folder / "ledger.jsonl").write_bytes(b"".join(lines[:kept]) + torn)
+        result = run(small_workload(), out=folder, budget=300, resume=True, view="quiet")
+        assert "torn" in result.document["notices"][0]
+        replay = run(small_workload(), out=folder, budget=300, resume=True, view="quiet")
+        assert all(result.document[c] == replay.document[c] for c in CHOICES)
+
+
+def test_a_killed_run_resumes(tmp_path: Path) -> None:
+    task, folder = tmp_path / "task.py", tmp_path / "run"
+    task.write_text(TASK)
+    command = [sys.executable, "-m", "tenfold.cli", "run", task, "--out", folder, "--budget", "5m", "--quiet"]
+    environment = os.environ | {"TENFOLD_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, env=environment)
+    ledger = folder / "ledger.jsonl"
+    deadline = time.monotonic() + 300
+    while not (ledger.exists() and b'"clock"' in ledger.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = ledger.read_bytes()
+    done = subprocess.run([*command, "--resume"], env=environment, timeout=500, check=False)
+    assert done.returncode in (0, 3)
+    whole = before[: before.rfind(b"\n") + 1]
+    assert ledger.read_bytes().startswith(whole), "what was recorded before the kill still stands"
+    keys = [_entry(line)["key"] for line in ledger.read_bytes().splitlines()]
+    assert len(keys) == len(set(keys)), "nothing is measured twice"
+
+
+def test_when_nothing_can_be_certified_the_bundle_is_the_baselines(tmp_path: Path) -> None:
+    hopeless = dataclasses.replace(small_workload(), margin=1e-6)  # no 150 examples can show that
+    result = run(hopeless, out=tmp_path / "run", budget=300, view="quiet")
+    assert result.exit_code == 3
+    assert result.document["certified"] is None
+    assert all(r["verdict"] != "take" for r in result.document["ladder"])
+    assert Bundle.load(tmp_path / "run" / "bundle").manifest["certified"] is False
+    assert "could be certified" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_trials_bound_how_many_configs_are_measured(tmp_path: Path) -> None:
+    result = run(small_workload(), out=tmp_path / "run", budget=None, trials=2, levers=["quantize"], view="quiet")
+    assert len(result.document["candidates"]) == 2
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run")
+    try:
+        with pytest.raises(TenfoldError, match="another run is at work"):
+            run(small_workload(), out=tmp_path / "run", view="quiet")
+    finally:
+        ledger.close()
+
+
+def test_resuming_with_other_settings_is_refused(finished: Result, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    with pytest.raises(TenfoldError, match="another seed"):
+        run(small_workload(), out=copy, budget=300, seed=1, resume=True, view="quiet")
+
+
+def test_a_budget_too_small_is_said_before_it_starts_and_leaves_no_run(tmp_path: Path) -> None:
+    with pytest.raises(TenfoldError, match="too small for one candidate"):
+        run(small_workload(), out=tmp_path / "run", budget=1, view="quiet")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretrained_weights_skip_the_training(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(small_net().state_dict(), tmp_path / "weights.safetensors")
+    given = dataclasses.replace(small_workload(), pretrained=tmp_path / "weights.safetensors", train=None, margin=0.3)
+    result = run(given, out=tmp_path / "run", budget=300, levers=["runtime"], view="quiet")
+    assert result.document["baseline"]["training"] is None
+    assert result.document["gain"]["train"] is None
+
+
+def test_objective_size_and_train_have_costs_of_their_own(tmp_path: Path) -> None:
+    size = run(small_workload(), out=tmp_path / "size", budget=300, objective="size", view="quiet").document
+    assert size["certified"] is not None
+    assert size["gain"]["size"]["value"] > 1.5
+    taken = [r["cost_ratio"]["value"] for r in size["ladder"] if r["verdict"] == "take"]
+    assert prod(taken) == pytest.approx(size["gain"]["size"]["value"])
+    train = run(small_workload(), out=tmp_path / "train", budget=300, objective="train", view="quiet").document
+    assert next(r for r in train["ladder"] if r["stage"] == "train")["tried"] >= 2
+
+
+class Regressor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, x, z):  # noqa: ANN001, ANN201 - as a user would write it
+        return self.net(x + z)
+
+
+def test_a_regression_with_two_inputs_and_groups(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(2, 900, 4)).astype(np.float32)
+    y = (x + z).sum(axis=1, keepdims=True)
+    workload = Workload(
+        model=Regressor, train=((x, z), y, np.arange(900) // 5), loss="mse", metric="squared_error", margin=0.1,
+        training=TrainConfig(epochs=20, batch_size=32, learning_rate=3e-3),
+    )  # fmt: skip
+    document = run(workload, out=tmp_path / "run", budget=300, view="quiet").document
+    assert document["workload"]["higher_is_better"] is False
+    assert any("by group" in note for note in document["workload"]["notes"])
+    assert document["agreement"] is None
+    predicted = Bundle.load(tmp_path / "run" / "bundle").predict(x[:7], z[:7])
+    assert predicted.shape == (7, 1)
+
+
+def test_the_sequence_goes_from_safest_to_cheapest_and_leaves_out_what_is_beaten() -> None:
+    def standing(name: str, quality: float, gain: float) -> Standing:
+        return Standing(
+            recipe=name,
+            confirm=Interval(value=quality, low=quality - 0.01, high=quality + 0.01),
+            gain=Interval(value=gain, low=gain - 0.1, high=gain + 0.1),
+        )
+
+    given = [standing("fast", -0.004, 3.0), standing("safe", 0.0, 2.0), standing("beaten", -0.002, 1.5), standing("bad", -0.1, 9.0)]
+    assert [s.recipe for s in order_candidates(given, margin=0.005)] == ["safe", "fast"]
+    many = [standing(str(i), -i / 10_000, 2 + i) for i in range(12)]
+    chosen = [int(s.recipe) for s in order_candidates(many, margin=0.02)]
+    assert len(chosen) == 5
+    assert chosen == sorted(chosen)
+    assert (chosen[0], chosen[-1]) == (0, 11)
+
+
+def test_openings_are_counted_by_run(tmp_path: Path) -> None:
+    assert record_opening(tmp_path, "set", "one") == 1
+    assert record_opening(tmp_path, "set", "one") == 1
+    assert record_opening(tmp_path, "set", "two") == 2
+    assert record_opening(tmp_path, "other", "two") == 1
