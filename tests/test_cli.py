@@ -28,6 +28,20 @@ workload = tenfold.Workload(model=MODEL, train=TRAIN, valid=blobs(90, seed=1), t
 """
 
 
+ODD = """
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.n = nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.n(x.flatten(1)) + x.flatten(1).median(1, True).values.digamma()
+
+
+MODEL, TRAIN = Odd, blobs()
+"""
+
+
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -87,10 +101,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(tenfold: Tenfold, tmp_path: Path, 
         ("MODEL, TRAIN = (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 3))), blobs()", ["does not take inputs"]),
         ("MODEL, TRAIN = (lambda: 7), blobs()", ["torch.nn.Module"]),
         (
-            "class Odd(nn.Module):\n"
-            "    def __init__(self):\n        super().__init__(); self.n = nn.Linear(64, 3)\n"
-            "    def forward(self, x):\n        return self.n(x.flatten(1)) + x.flatten(1).median(1, True).values.digamma()\n"
-            "MODEL, TRAIN = Odd, blobs()",
+            ODD,
             ["cannot be exported"],
         ),
     ],
@@ -113,9 +124,9 @@ def test_run_prints_the_ladder_and_where_things_lie(tenfold: Tenfold, tmp_path: 
     done = tenfold("run", task, "--quick", "--levers", "quantize", cwd=tmp_path)
     assert done.returncode in (0, 3), done.stderr
     assert "quantize" in done.stdout
-    assert (tmp_path / "runs" / "task-1" / "report.html").exists()
+    assert (tmp_path / "runs" / "blobs-1" / "report.html").exists()
     assert tenfold("run", task, "--quick", "--levers", "quantize", "--json", cwd=tmp_path).stdout.lstrip().startswith("{")
-    assert (tmp_path / "runs" / "task-2").exists()
+    assert (tmp_path / "runs" / "blobs-2").exists()
 
 
 def test_levers_and_workloads_are_listed(tenfold: Tenfold) -> None:
@@ -157,7 +168,7 @@ def test_predict_and_bundle_load_import_no_torch(finished: Result, tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_compare_is_the_guard_alone(tenfold: Tenfold, small_builder, tmp_path: Path) -> None:  # noqa: ANN001
+def test_compare_is_the_guard_alone(tenfold: Tenfold, small_builder, tmp_path: Path) -> None:
     from tenfold.execute import plain_session
     from tenfold.lever import apply_all
     from tenfold.plan import Plan

@@ -104,6 +104,7 @@ def test_carving_by_group_says_so():
     ("there", "sizes"),
     [
         ({"train": 100, "test": 50}, {"train": 80, "test": 50, "valid": 10, "confirm": 10}),
+        ({"train": 100, "valid": 50}, {"train": 80, "valid": 25, "confirm": 25, "test": 20}),
         ({"valid": 100}, {"valid": 40, "confirm": 40, "test": 20}),
         ({"test": 100}, {"test": 80, "valid": 10, "confirm": 10}),
         ({"train": 10, "valid": 20, "confirm": 30, "test": 40}, {"train": 10, "valid": 20, "confirm": 30, "test": 40}),

@@ -175,13 +175,16 @@ def busy(turns: int):
     return run
 
 
-def test_a_runner_that_works_three_times_as_long_costs_three_times_as_much():
-    runners = {"one": busy(20_000), "three": busy(60_000)}
+# CPU time of an interpreted loop is proportional to its turns. On an idle machine the ratio is right to a few
+# percent; beside busy processes on the same cores one side was seen to run up to 1.7 times as long.
+BETWEEN = (8 / 2, 8 * 2)
+
+
+def test_a_runner_that_works_eight_times_as_long_costs_eight_times_as_much():
+    runners = {"one": busy(10_000), "eight": busy(80_000)}
     samples = interleave(runners, [X], batch=2, rounds=4, calls=10)
-    ratio = cost_ratio(samples["three"].cpu, samples["one"].cpu)
-    # CPU time of an interpreted loop is proportional to its turns; a core shared with another process makes
-    # single calls up to half as slow again, and the mean of forty a few percent: a fifth is allowed
-    assert ratio.value == pytest.approx(3, rel=0.2)
+    ratio = cost_ratio(samples["eight"].cpu, samples["one"].cpu)
+    assert BETWEEN[0] < ratio.value < BETWEEN[1]
     assert ratio.low > 2
 
 
@@ -227,10 +230,10 @@ def test_training_steps_take_turns_and_cost_in_proportion():
 
         return run
 
-    samples = step_costs({"one": step("one", 100_000), "two": step("two", 200_000)}, rounds=6)
-    assert order == ["one", "two"] * 7  # the first is not counted
+    samples = step_costs({"one": step("one", 50_000), "eight": step("eight", 400_000)}, rounds=6)
+    assert order == ["one", "eight"] * 7  # the first is not counted
     assert samples["one"].cpu.shape == samples["one"].wall.shape == (6, 1)
-    assert cost_ratio(samples["two"].cpu, samples["one"].cpu).value == pytest.approx(2, rel=0.3)  # as above, of six calls
+    assert BETWEEN[0] < cost_ratio(samples["eight"].cpu, samples["one"].cpu).value < BETWEEN[1]
 
 
 def test_the_number_of_calls_fills_the_time_within_its_bounds():

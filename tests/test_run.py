@@ -201,7 +201,7 @@ class Regressor(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1))
 
-    def forward(self, x, z):  # noqa: ANN001, ANN201 - as a user would write it
+    def forward(self, x, z):
         return self.net(x + z)
 
 

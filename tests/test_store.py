@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -74,10 +73,23 @@ def test_what_the_first_caller_gets_is_what_later_ones_read(tmp_path):
     assert made.meta == store.step(KEY, lambda _: {}).meta
 
 
-def test_checkpoints_are_no_part_of_the_output(tmp_path):
+def test_checkpoints_are_no_part_of_the_output_nor_what_a_kill_left_of_one(tmp_path):
+    killed = start(
+        f"""
+        import resource, signal
+        from tenfold.store import write_atomic
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and would get an error instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))  # the kernel kills who writes more in one file
+        Store(root).step({KEY!r}, lambda folder: write_atomic(folder / "train.checkpoint", bytes(5_000)))
+        """,
+        tmp_path,
+    )
+    killed.communicate()
+    assert killed.returncode == -signal.SIGXFSZ
+    assert len(list((tmp_path / f"{digest(KEY)}.partial").iterdir())) == 1  # a part of the checkpoint
+
     def work(folder: Path) -> dict:
-        (folder / "train.checkpoint").write_text("state")
-        (folder / f".train.{os.getpid()}.checkpoint").write_text("torn, by a kill within write_atomic")
+        write_atomic(folder / "train.checkpoint", "state")
         (folder / "model").write_text("weights")
         return {}
 

@@ -241,7 +241,7 @@ def identity_of(**changes) -> str:
         {"augment": lambda x, _: x},
         {"preprocess": nn.Identity()},
     ],
-    ids=lambda changes: "-".join(changes),
+    ids="-".join,
 )
 def test_whatever_shapes_the_model_or_its_scores_changes_the_identity(changes):
     assert identity_of(**changes) != identity_of()

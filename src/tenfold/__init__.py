@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
-    from tenfold.bundle import Bundle
-    from tenfold.compare import compare
-    from tenfold.data.split import Split
-    from tenfold.errors import TenfoldError
-    from tenfold.pipeline import Result, run
-    from tenfold.train.augment import shift_and_flip
-    from tenfold.train.config import TrainConfig
-    from tenfold.workload import Workload
+    from tenfold.bundle import Bundle as Bundle
+    from tenfold.compare import compare as compare
+    from tenfold.data.split import Split as Split
+    from tenfold.errors import TenfoldError as TenfoldError
+    from tenfold.pipeline import Result as Result
+    from tenfold.pipeline import run as run
+    from tenfold.train.augment import shift_and_flip as shift_and_flip
+    from tenfold.train.config import TrainConfig as TrainConfig
+    from tenfold.workload import Workload as Workload
 
 __version__ = "0.1.0"
 

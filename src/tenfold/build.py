@@ -105,11 +105,12 @@ class Builder:
                 raise WorkloadError(
                     f"the model has {width} outputs, the data {self.examples.classes} classes: give it one output a class"
                 )
+        assert target is not None
         try:
             loss = self.workload.loss_function()(output.float(), target)
         except Exception as error:  # the loss may be the user's own
             raise WorkloadError(
-                f"the loss does not take outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)} "  # type: ignore[union-attr]
+                f"the loss does not take outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)} "
                 f"({_first(error)}): make the model's output fit"
             ) from error
         if loss.numel() != 1:

@@ -206,7 +206,8 @@ def write_bundle(folder: Path, graph: Path, example: Sequence[Array], facts: Map
         run, step = open_session(beside / "model.onnx", session), facts["operating_point"]["batch"]
         output = np.concatenate([run([x[i : i + step] for x in inputs]) for i in range(0, GOLDEN_EXAMPLES, step)])
         names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
-        np.savez(beside / "golden.npz", **dict(zip(names, inputs, strict=True)), output=output)
+        arrays: dict[str, Any] = dict(zip(names, inputs, strict=True)) | {"output": output}
+        np.savez(beside / "golden.npz", **arrays)
         write_atomic(beside / "sbom.json", json.dumps(_sbom(session), indent=1))
         manifest = {
             "schema": SCHEMA,
@@ -266,7 +267,8 @@ def read_input(path: Path, spec: Mapping[str, Any]) -> Array:
     image = decode_images([lambda: path], [str(path)], tuple(shape[1:]))[0]
     if image.shape[0] != shape[0]:
         image = np.repeat(image, 3, axis=0) if shape[0] == 3 else image.mean(axis=0, keepdims=True).round().astype(np.uint8)
-    return image[None] if spec["dtype"] == "uint8" else (image[None] / np.float32(255)).astype(spec["dtype"])
+    scaled: Array = image[None] if spec["dtype"] == "uint8" else (image[None] / np.float32(255)).astype(spec["dtype"])
+    return scaled
 
 
 def _read_csv(path: Path, spec: Mapping[str, Any]) -> Array:

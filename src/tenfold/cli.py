@@ -44,13 +44,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 MarginOption = Annotated[float | None, typer.Option("--margin", help="Quality that may be given up, instead of the workload's.", show_default=False)]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         print(f"tenfold {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)] = False,
+) -> None:
+    pass
 
 
 @app.command("run", rich_help_panel=CHEAPER)
@@ -251,7 +255,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point. What a user got wrong is one sentence and exit code 2; Ctrl-C is 130."""
-    warnings.showwarning = lambda message, *_rest: print(f"tenfold: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_rest: print(f"tenfold: {message}", file=sys.stderr)
     try:
         app()
     except SystemExit as leave:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ Objective = Literal["serve", "latency", "throughput", "size", "train"]
 OBJECTIVES: tuple[Objective, ...] = ("serve", "latency", "throughput", "size", "train")
 ROUNDS = 5
 STEP_ROUNDS = 8
+WARM_CALLS = 20
+"""Of a compiled model: it specialises on the first few."""
 EAGER = "eager"
 """The reference side that is not a plan: the baseline in PyTorch."""
 
@@ -131,14 +134,14 @@ class Evaluator:
             for _ in range(config.accumulate):
                 with torch.autocast(where.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                     output = model(*inputs)
-                loss_of(output.float(), target).backward()
+                loss_of(output.float(), target).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
         return step
 
     def ratio(self, baseline: Samples, candidate: Samples) -> Interval:
         """How many times cheaper the candidate is, in the unit of the objective."""
-        kind = "wall" if self.objective in ("latency", "throughput") else "cpu"
+        kind: Literal["cpu", "wall"] = "wall" if self.objective in ("latency", "throughput") else "cpu"
         return ratio_of(baseline, candidate, kind)
 
 
@@ -159,11 +162,23 @@ def torch_runner(model: nn.Module) -> Runner:
     return run
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, as at the operating point of serving."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def compiled_runner(model: nn.Module, example: Sequence[Array]) -> Runner | str:
     """The model through torch.compile; or, in words, why not (it needs a C++ compiler)."""
     try:
         runner = torch_runner(torch.compile(model.cpu().eval(), dynamic=False))  # type: ignore[arg-type]
-        runner(example)
+        for _ in range(WARM_CALLS):
+            runner(example)
     except Exception as error:  # the compiler's back ends raise whatever their tools do
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return runner

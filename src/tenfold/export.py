@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ def check_parity(model: nn.Module, path: Path, example: Sequence[Array]) -> None
 
 
 @contextlib.contextmanager
-def _silence():  # type: ignore[no-untyped-def]
+def _silence() -> Iterator[None]:
     """The exporter's chatter about packages and opsets says nothing to our user."""
     loggers = [
         logging.getLogger(n) for n in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
@@ -147,7 +147,7 @@ def _explain(error: Exception) -> str:
             f"the model cannot be exported: {operator.group(1)} has no ONNX form: "
             "express it with other operators, or leave it out of the served model"
         )
-    if "specialized" in text or "Constraints violated" in text or "batch" in text and "constant" in text:
+    if "specialized" in text or "Constraints violated" in text or ("batch" in text and "constant" in text):
         return "the model cannot be exported: it fixes its batch size somewhere: use -1 or x.shape[0] in reshapes"
     if "data-dependent" in text.lower() or "GuardOnDataDependentSymNode" in text:
         return (

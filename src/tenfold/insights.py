@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def calibration(base: Array, cand: Array, targets: Array) -> dict[str, Any]:
     """Expected calibration error of both and its bins. Guo et al. (2017), arXiv:1706.04599, eq. 3."""
     sides = {"baseline": _confidence(base, targets), "candidate": _confidence(cand, targets)}
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    bins: list[dict[str, Any]] = [{"low": float(lo), "high": float(hi)} for lo, hi in zip(edges, edges[1:], strict=False)]
+    bins: list[dict[str, Any]] = [{"low": float(lo), "high": float(hi)} for lo, hi in itertools.pairwise(edges)]
     out: dict[str, Any] = {}
     for name, (confidence, right) in sides.items():
         index = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,17 @@ from tenfold.certify import Standing, order_candidates, record_opening
 from tenfold.engine import SessionConfig, open_session
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import (
-    EAGER, Evaluator, Objective, OperatingPoint, as_json, compiled_runner, first_batch, from_json, plain_session, ratio_of,
+    EAGER,
+    Evaluator,
+    Objective,
+    OperatingPoint,
+    as_json,
+    compiled_runner,
+    first_batch,
+    from_json,
+    one_thread,
+    plain_session,
+    ratio_of,
 )  # fmt: skip
 from tenfold.export import export
 from tenfold.ledger import Ledger
@@ -33,12 +44,20 @@ from tenfold.recipe import Recipe
 from tenfold.search import BASELINE, CURRENT, FULL_SECONDS, Budget, Candidate, Ladder, Search, Settings, row_of, short
 from tenfold.store import Step, Store, cache_dir, write_atomic
 from tenfold.verdict import (
-    COST_BAR, Decision, Interval, Verdict, certify, exact_ratio, fixed_sequence, p_value, quality_difference,
+    COST_BAR,
+    Decision,
+    Interval,
+    Verdict,
+    certify,
+    exact_ratio,
+    fixed_sequence,
+    p_value,
+    quality_difference,
 )  # fmt: skip
 from tenfold.workload import Workload, find, load
 
 SCHEMA = 1
-CONFIRMED = 10
+CONFIRMED = 6
 """Candidates that are looked at on confirm: the cheapest."""
 FINAL_SECONDS, FINAL_CALLS = 3.0, 2_000
 """Timing of each prefix of the winner."""
@@ -310,7 +329,7 @@ class _Job:
         def judged() -> Iterable[Verdict]:
             for entry in sequence:
                 plan = by_id[entry["recipe"]].plan
-                found = self.ledger.remember(f"test:{entry['recipe']}", lambda p=plan: self._on_test(p))
+                found = self.ledger.remember(f"test:{entry['recipe']}", partial(self._on_test, plan))
                 verdict = certify(Interval(**found["quality"]), self._test_margin(), len(self.examples.test))
                 if (broken := found["broken_slice"]) is not None and verdict.decision is Decision.TAKE:
                     verdict = Verdict(
@@ -365,12 +384,14 @@ class _Job:
         """torch.compile as a reference, beside plain onnxruntime."""
         if self.settings.quick or self.workload.demo:
             return {"reason": "left out of demonstrations and of --quick: it compiles for longer than they run"}
-        inputs = self.examples.test.inputs
+        inputs, began = self.examples.test.inputs, time.perf_counter()
         model = self.builder.load(self.builder.shaped(self.baseline))
-        runner = compiled_runner(model, first_batch(inputs, 1))
-        if isinstance(runner, str):
-            return {"reason": runner}
-        return {"samples": as_json(interleave({"compiled": runner}, inputs, batch=1, rounds=5, calls=200))["compiled"]}
+        with one_thread():
+            runner = compiled_runner(model, first_batch(inputs, 1))
+            if isinstance(runner, str):
+                return {"reason": runner, "seconds": time.perf_counter() - began}
+            samples = interleave({"compiled": runner}, inputs, batch=1, rounds=5, calls=200)["compiled"]
+        return {"samples": samples.to_json(), "seconds": time.perf_counter() - began}
 
     def _document(
         self,
@@ -402,7 +423,7 @@ class _Job:
         )
         certified = None
         if winner is not None:
-            certified = self._certified(winner, [s for s in sequence if s["recipe"] == winner.recipe.id][0])
+            certified = self._certified(winner, next(s for s in sequence if s["recipe"] == winner.recipe.id))
         spent = self._spent(base)
         document = {
             "schema": SCHEMA,
@@ -425,7 +446,7 @@ class _Job:
                 "quality": {s: float(v.mean()) for s, v in scores.items()} | ({} if opened else {"test": None}),
                 "costs": {
                     "eager": raw[EAGER], "onnxruntime": raw[BASELINE],
-                    "compiled": Samples.from_json(compiled["samples"]).microseconds() if "samples" in compiled else compiled,
+                    "compiled": Samples.from_json(compiled["samples"]).microseconds() if "samples" in compiled else {"reason": compiled["reason"]},
                 },
                 "cheaper": reference, "training": base["training"], "bytes": base["bytes"],
                 "peak_memory_bytes": self._memory(self.baseline),
@@ -529,7 +550,7 @@ class _Job:
         for r in ladder.rows:
             kept = pulled.get((r["stage"], r["lever"]))
             if kept is None and r["verdict"] == Decision.TAKE:
-                r = {**r, "verdict": str(Decision.REFUSE), "reason": "a candidate without it was certified, this one was not"}
+                kept = {**r, "verdict": str(Decision.REFUSE), "reason": "a candidate without it was certified, this one was not"}
             rows.append(kept or r)
         return rows
 
@@ -568,7 +589,7 @@ class _Job:
 
     def _insights(self, plan: Plan, winner: Candidate | None, *, show_examples: bool) -> dict[str, Any]:
         """On test, once it has been opened and something was certified on it."""
-        empty = {"slices": [], "agreement": None, "calibration": None, "disagreements": []}
+        empty: dict[str, Any] = {"slices": [], "agreement": None, "calibration": None, "disagreements": []}
         if winner is None:
             return empty
         test = self.examples.test
@@ -589,7 +610,7 @@ class _Job:
             if key.startswith("step:"):
                 activity[value["kind"]] = activity.get(value["kind"], 0.0) + value["seconds"]
                 reused += value["reused_seconds"]
-            elif key.startswith("cost:") and "seconds" in value:
+            elif (key.startswith("cost:") or key == "compiled") and "seconds" in value:
                 activity["time"] = activity.get("time", 0.0) + value["seconds"]
         total = self.ledger.remember("finished", lambda: self.ledger.elapsed)
         activity["other"] = max(0.0, total - sum(activity.values()))

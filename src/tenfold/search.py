@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from tenfold.errors import ExportError
 from tenfold.engine import GraphError
+from tenfold.errors import ExportError
 from tenfold.execute import EAGER, Evaluator, Objective, as_json, from_json
 from tenfold.ledger import Ledger
 from tenfold.lever import Config, Lever, Refusal, Situation, Stage, Tried, discover
@@ -197,7 +198,7 @@ class Search:
             plans[recipe.id] = (recipe, lever.apply(self.ladder.plan, config), config)
         valid = len(self.evaluator.builder.examples.valid)
         screen = max(SCREEN_ROWS, valid // 4)
-        rungs = [(None, FULL_SECONDS)]
+        rungs: list[tuple[int | None, float]] = [(None, FULL_SECONDS)]
         if stage is Stage.TRAIN:  # steps are timed first: only what is cheaper is worth a training
             rungs = [(0, SCREEN_SECONDS), (None, FULL_SECONDS)]
         elif len(configs) > SCREEN_ABOVE and screen < valid:
@@ -215,7 +216,7 @@ class Search:
                     stopped = True
                     break
                 self.trials += rung == 0 or stage is Stage.TRAIN
-                answer = self.ledger.remember(f"quality:{name}:{rows}", lambda: self._quality(plans[name][1], rows))
+                answer = self.ledger.remember(f"quality:{name}:{rows}", partial(self._quality, plans[name][1], rows))
                 if "failed" in answer:
                     out[name] = self._candidate(
                         plans[name], lever, stage, Verdict(decision=Decision.REFUSE, reason=answer["failed"]), None

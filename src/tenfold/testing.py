@@ -19,7 +19,7 @@ from torch import nn
 
 from tenfold.build import Builder
 from tenfold.data.split import Split
-from tenfold.engine import run_in_batches, open_session
+from tenfold.engine import open_session, run_in_batches
 from tenfold.execute import plain_session
 from tenfold.lever import Config, Lever, Refusal, Situation, Stage, card, discover
 from tenfold.plan import Plan

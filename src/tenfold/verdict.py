@@ -209,7 +209,7 @@ def _group_sums(values: NDArray[np.float64], groups: ArrayLike | None) -> tuple[
     if groups is None:
         return values, np.ones_like(values)
     _, code = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(code, weights=values), np.bincount(code).astype(np.float64)
+    return np.bincount(code, weights=values).astype(np.float64), np.bincount(code).astype(np.float64)
 
 
 def _resampled_means(
@@ -232,10 +232,7 @@ def _bca_constants(value: float, draws: NDArray[np.float64], jackknife: NDArray[
 
 
 def _bca_probability(z: float, bias: float, acceleration: float) -> float:
-    shifted = bias + z
-    if acceleration * shifted >= 1:  # past the pole of the formula: the end of the distribution
-        return float(shifted > 0)
-    return _NORMAL.cdf(bias + shifted / (1 - acceleration * shifted))
+    return _NORMAL.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
 
 
 # ---------------------------------------------------------------- quality
@@ -387,7 +384,7 @@ def _student(probability: float, freedom: int) -> float:
     """Student's quantile, by the first terms of its expansion: Abramowitz & Stegun, 26.7.5."""
     x = _z(probability)
     terms = (x, (x**3 + x) / 4, (5 * x**5 + 16 * x**3 + 3 * x) / 96, (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384)
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
 
 
 def exact_ratio(baseline: float, candidate: float) -> Interval:

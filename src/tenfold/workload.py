@@ -244,11 +244,13 @@ def _check_classes(splits: Mapping[str, Split], labels: Sequence[str] | None) ->
 
 
 def _accuracy(outputs: Array, targets: Array) -> Array:
-    return outputs.reshape(len(outputs), -1).argmax(axis=1) == targets.reshape(-1)
+    right: Array = outputs.reshape(len(outputs), -1).argmax(axis=1) == targets.reshape(-1)
+    return right
 
 
 def _rows(values: Array) -> Array:
-    return values.reshape(len(values), -1).mean(axis=1)
+    mean: Array = values.reshape(len(values), -1).mean(axis=1)
+    return mean
 
 
 def _error(outputs: Array, targets: Array) -> Array:
@@ -330,7 +332,7 @@ def _source_of(value: Any) -> Any:
     module = inspect.getmodule(value)
     own = module is None or module.__name__ == "__main__" or module.__name__.startswith("tenfold.")
     try:  # of a user's code the whole module, since a function's own text does not show what it calls
-        text = inspect.getsource(value if own else module)
+        text = inspect.getsource(value if own or module is None else module)
     except (OSError, TypeError):
         text = repr(value)
     return [_name_of(value), hashlib.sha256(text.encode()).hexdigest()]
@@ -360,7 +362,8 @@ def _from_file(path: Path, attribute: str, data: Path | None) -> Workload:
     if not path.is_file():
         raise WorkloadError(f"{path} does not exist: name a Python file that builds a tenfold.Workload")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # so that inspect and dataclasses find it
     sys.path.insert(0, str(path.parent.resolve()))

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def _parquet(
         y = encode_labels(y, labels, name)
     blobs = [(row or {}).get("bytes") for row in table.column(image).to_pylist()]
     where = [f"{name}: row {i}" for i in range(len(blobs))]
-    x = decode_images([lambda b=b: io.BytesIO(b) for b in blobs], where, image_size)
+    x = decode_images([partial(io.BytesIO, blob or b"") for blob in blobs], where, image_size)
     return Split(inputs=(x,), targets=y, groups=table.column(group).to_numpy() if group else None)
 
 
@@ -254,7 +255,7 @@ def image_folder(
     if not files:
         raise WorkloadError(f"{name}: {path} holds no images: it needs a folder for each class, with images in it")
     y = encode_labels([c for _, c in files], classes if labels is None else labels, name)
-    x = decode_images([lambda f=f: f for f, _ in files], [f"{name}: {f}" for f, _ in files], image_size)
+    x = decode_images([partial(Path, f) for f, _ in files], [f"{name}: {f}" for f, _ in files], image_size)
     return Split(inputs=(x,), targets=y)
 
 

@@ -133,7 +133,7 @@ def fit(
                 output = model(*inputs)
             assert target is not None
             loss = loss_of(output.float(), target) * (len(part) / batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         if not math.isfinite(total):
             epoch = step * batch // len(split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold.data.split import Split
 from tenfold.train.config import TrainConfig
@@ -25,12 +25,12 @@ def model() -> nn.Module:
 class _Sixteenths(nn.Module):
     """The images have 17 grey levels, 0 to 16."""
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Tensor) -> Tensor:
         return x.float() / 16.0
 
 
-def workload(data: Path | None = None) -> Workload:
-    """The demonstration. `data` is not used: the images come with scikit-learn."""
+def workload(_data: Path | None = None) -> Workload:
+    """The demonstration. Where the data lies does not matter: the images come with scikit-learn."""
     import numpy as np
     from sklearn.datasets import load_digits
 

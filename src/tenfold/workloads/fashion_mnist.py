@@ -24,7 +24,7 @@ BAR = 0.935
 
 
 class Block(nn.Module):
-    """Convolution, pooling by two, then a residual convolution; normalised and rectified each."""
+    """Convolution, pooling by two, then a residual convolution; normalised (so that it folds) and rectified each."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Block(nn.Module):
         self.same_norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.down_norm(nn.functional.max_pool2d(self.down(x), 2)))
+        x = torch.relu(nn.functional.max_pool2d(self.down_norm(self.down(x)), 2))
         return x + torch.relu(self.same_norm(self.same(x)))
 
 

@@ -6,17 +6,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from tenfold import device
 from tenfold.lever import Config, Refusal, Situation, Stage, Tried
 from tenfold.levers.quantize import graph
 from tenfold.plan import GraphPass, ModelPass, Plan
-from tenfold.verdict import Decision
+from tenfold.verdict import COST_BAR, Decision
+
+_FORMS: tuple[tuple[Literal["minmax", "percentile", "entropy"], Literal["all", "compute"]], ...] = (
+    ("minmax", "all"), ("percentile", "all"), ("entropy", "all"), ("minmax", "compute"),
+)  # fmt: skip
 
 # a linear layer's weights are read once a prediction: at small batches reading them is what takes the time
 MEMORY_BOUND_BATCH = 16
+MOST_LEFT_OUT = 4
 QAT_SHARE = 0.25
 """Length of the fine-tuning, as a share of the training's epochs."""
 
@@ -81,7 +85,7 @@ def _first_guesses(situation: Situation, census: graph.Census) -> list[QuantizeC
     sevens = (False, True) if not device.has_vnni() else (False,)
     guesses = [
         QuantizeConfig(method="static", calibration=calibration, operators=operators, seven_bit=seven)
-        for calibration, operators in (("minmax", "all"), ("percentile", "all"), ("entropy", "all"), ("minmax", "compute"))
+        for calibration, operators in _FORMS
         for seven in sevens
     ]
     if census.linear and situation.batch <= MEMORY_BOUND_BATCH:
@@ -100,15 +104,21 @@ def _refinements(situation: Situation) -> list[QuantizeConfig]:
     best = max(kept or static, key=_promise)
     config = QuantizeConfig(**best.config)
     hurt = best.verdict.quality is not None and best.verdict.quality.value < -situation.margin / 2
-    wanted = []
-    if hurt and config.leave_out < 4:
-        wanted.append(dataclasses.replace(config, leave_out=max(1, 2 * config.leave_out)))
+    wanted = [_leaving_out_more(config)] if hurt else []
+    fastest = max(static, key=lambda t: t.gain.value if t.gain else 0.0)
+    if fastest not in kept and fastest.gain and best.gain and fastest.gain.value > COST_BAR * best.gain.value:
+        wanted.append(_leaving_out_more(QuantizeConfig(**fastest.config)))
+    wanted = [c for c in wanted if c.leave_out <= MOST_LEFT_OUT]
     refused = not any(t.verdict.decision is Decision.TAKE for t in situation.tried) and not kept
     if refused and not wanted and not situation.quick and situation.examples.train is not None and not config.aware_epochs:
         training = situation.plan.training
         if situation.training_seconds * QAT_SHARE * 1.5 < situation.seconds_left:
             wanted.append(dataclasses.replace(config, leave_out=0, aware_epochs=max(1.0, training.epochs * QAT_SHARE)))
     return wanted
+
+
+def _leaving_out_more(config: QuantizeConfig) -> QuantizeConfig:
+    return dataclasses.replace(config, leave_out=max(1, 2 * config.leave_out))
 
 
 def _promise(tried: Tried) -> float:
