@@ -124,7 +124,7 @@ def run(
     Raises:
         TenfoldError: input, data or disk is wrong; the message is one sentence with the remedy.
     """
-    _check_arguments(budget, trials, objective, levers)
+    _check_arguments(budget, trials, objective, levers, seed)
     where = None if data is None else Path(data)
     task = find(workload, where) if isinstance(workload, str) else workload
     task = dataclasses.replace(task, name=task.name or "workload", margin=task.margin if margin is None else margin)
@@ -147,11 +147,13 @@ def run(
         ledger.close()
 
 
-def _check_arguments(budget: float | None, trials: int | None, objective: str, levers: Iterable[str] | None) -> None:
+def _check_arguments(budget: float | None, trials: int | None, objective: str, levers: Iterable[str] | None, seed: int) -> None:
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise TenfoldError(f"budget is {budget}: it must be above 0 seconds")
     if trials is not None and trials < 1:
         raise TenfoldError(f"trials is {trials}: give at least 1")
+    if not 0 <= seed < 2**31:
+        raise TenfoldError(f"seed is {seed}: give a whole number from 0 to {2**31 - 1}")
     if objective not in UNITS:
         raise TenfoldError(f"there is no objective {objective!r}: use {', '.join(UNITS)}")
     for name in levers or ():
@@ -270,7 +272,7 @@ class _Job:
     def _baseline(self) -> dict[str, Any]:
         """Train, export and time the model as it is."""
         given = self.examples.train is None or self.workload.pretrained is not None
-        self.view.say("baseline: the weights are given" if given else "baseline: training")
+        self.view.say("baseline: the weights are given" if given else "baseline: training (taken from the cache where it was done before)")
         trained = self.builder.trained(self.baseline)
         graph = self.builder.graph(self.baseline)
 

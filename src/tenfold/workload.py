@@ -361,11 +361,12 @@ def find(spec: str, data: Path | None = None) -> Workload:
 def _from_file(path: Path, attribute: str, data: Path | None) -> Workload:
     if not path.is_file():
         raise WorkloadError(f"{path} does not exist: name a Python file that builds a tenfold.Workload")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"tenfold_task_{path.stem}"  # a task may be called json.py
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # so that inspect and dataclasses find it
+    sys.modules[name] = module  # so that inspect and dataclasses find it
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
@@ -373,6 +374,8 @@ def _from_file(path: Path, attribute: str, data: Path | None) -> Workload:
         found = getattr(module, attribute, None) if attribute else getattr(module, "workload", None)
         if found is None and not attribute and len(named) == 1:
             (found,) = named.values()
+        if data is not None and not (callable(found) and inspect.signature(found).parameters):
+            raise WorkloadError(f"{path} takes no --data: make its workload a function of the folder, or leave --data out")
         if callable(found):
             found = found(data) if inspect.signature(found).parameters else found()
     except WorkloadError:
