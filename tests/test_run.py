@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tenfold.bundle import Bundle
+from tenfold.bundle import Bundle, write_bundle
 from tenfold.certify import Standing, order_candidates, record_opening
+from tenfold.data.split import Split
 from tenfold.errors import TenfoldError
 from tenfold.ledger import Ledger
 from tenfold.pipeline import Result, run
@@ -28,6 +29,7 @@ from tenfold.verdict import Interval, certify
 from tenfold.workload import Workload
 
 CHOICES = ("ladder", "candidates", "sequence", "certified")
+SPLITS = {"train": blobs(240), "valid": blobs(150, seed=1), "test": blobs(150, seed=2)}
 TASK = "from tenfold.testing import small_workload\n\nworkload = small_workload()\n"
 
 
@@ -243,3 +245,62 @@ def test_openings_are_counted_by_run(tmp_path: Path) -> None:
     assert record_opening(tmp_path, "set", "one") == 1
     assert record_opening(tmp_path, "set", "two") == 2
     assert record_opening(tmp_path, "other", "two") == 1
+
+
+def test_float64_inputs_are_served_as_float32(tmp_path: Path) -> None:
+    wide = {name: Split(inputs=(s.inputs[0].astype(np.float64),), targets=s.targets) for name, s in SPLITS.items()}
+    workload = dataclasses.replace(small_workload(), **wide)
+    result = run(workload, out=tmp_path / "run", budget=300, levers=["precision"], view="quiet")
+    assert result.bundle.manifest["inputs"][0]["dtype"] == "float32"
+
+
+def fussy_metric():
+    """A metric that does not take outputs which differ a little from some that it has seen: float16's from float32's."""
+    seen = []
+
+    def metric(outputs, targets):
+        scale = np.abs(outputs).max()
+        if any(other.shape == outputs.shape and 0 < np.abs(other - outputs).max() < 0.01 * scale for other in seen):
+            raise ValueError("too coarse")
+        seen.append(outputs)
+        return outputs.argmax(axis=1) == targets
+
+    return metric
+
+
+def test_a_candidate_that_fails_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
+    workload = dataclasses.replace(small_workload(), metric=fussy_metric())
+    document = run(workload, out=tmp_path / "run", budget=300, levers=["precision"], view="quiet").document
+    row = next(r for r in document["ladder"] if r["stage"] == "compression")
+    assert row["verdict"] == "refuse"
+    assert row["reason"].startswith("failed:")
+    assert "too coarse" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"slice_margins": {"misspelt": 0.1}}, "no slice"),
+        ({"slices": lambda _: {"odd": np.arange(3)}}, "boolean mask"),
+        ({"slices": lambda _: 1 / 0}, "slices= raised ZeroDivisionError"),
+        ({"metric": lambda outputs, targets: outputs @ targets}, "metric"),
+        ({"augment": lambda _batch, _generator: 1 / 0}, "training raised ZeroDivisionError"),
+    ],
+)
+def test_what_the_users_own_code_does_wrong_is_one_sentence(tmp_path: Path, change: dict, said: str) -> None:
+    with pytest.raises(TenfoldError, match=said):
+        run(dataclasses.replace(small_workload(), **change), out=tmp_path / "run", budget=300, view="quiet")
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path, finished: Result) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("precious")
+    with pytest.raises(TenfoldError, match="no bundle"):
+        write_bundle(tmp_path / "bundle", finished.folder / "bundle" / "model.onnx", blobs(9).inputs, {})
+    assert (tmp_path / "bundle" / "mine.txt").read_text() == "precious"
+
+
+def test_a_torn_line_among_openings_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text('{"run": "one"}\n{"ru')
+    assert record_opening(tmp_path, "set", "two") == 2
+    assert record_opening(tmp_path, "set", "three") == 3

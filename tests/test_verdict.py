@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -512,3 +513,14 @@ def test_students_quantile_agrees_with_scipy(freedom):
 def test_bytes_have_no_sampling_error():
     assert exact_ratio(300, 100) == Interval(value=3.0, low=3.0, high=3.0)
     assert exact_ratio(300, 100).to_json() == {"value": 3.0, "low": 3.0, "high": 3.0, "level": 0.9}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 100.0), (0.0, 0.5), (3.0, 7.0)])
+def test_scores_that_never_differ_do_not_claim_a_width_of_zero(low, high):
+    scores = np.where(np.arange(60) % 3 == 0, low, high)
+    scores[0] = (low + high) / 2  # three values: not binary
+    interval = quality_difference(scores, scores)
+    z = NormalDist().inv_cdf(0.95)
+    assert interval.low == pytest.approx(-(high - low) * z * z / (60 + z * z))
+    grouped = quality_difference(scores, scores, groups=np.arange(60) // 6)
+    assert grouped.low < interval.low, "ten groups show less than sixty examples"

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tenfold import __version__, device
-from tenfold.data.split import Array
+from tenfold.data.split import Array, Split
 from tenfold.engine import open_session, run_in_batches
-from tenfold.errors import WorkloadError
+from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.export import ScaleBytes, Served, export
 from tenfold.plan import Materials, Plan
 from tenfold.store import Step, Store
@@ -139,11 +139,16 @@ class Builder:
             if self.workload.pretrained is None:
                 if train is None:
                     raise WorkloadError("there is no train split and no pretrained= weights: give one of the two")
-                facts = fit(
-                    model, train, self.workload.loss_function(), plan.training,
-                    seed=plan.seed, augment=self.workload.augment,
-                    checkpoint=folder / "train.checkpoint", progress=self._progress("training"),
-                )  # fmt: skip
+                try:
+                    facts = fit(
+                        model, train, self.workload.loss_function(), plan.training,
+                        seed=plan.seed, augment=self.workload.augment,
+                        checkpoint=folder / "train.checkpoint", progress=self._progress("training"),
+                    )  # fmt: skip
+                except (TenfoldError, OSError):
+                    raise
+                except Exception as error:  # the user's model, loss or augmentation may raise anything
+                    raise WorkloadError(f"training raised {type(error).__name__}: {_first(error)}") from error
             _save(model, folder / "model.safetensors")
             return facts
 
@@ -199,15 +204,8 @@ class Builder:
 
         return self._step("export", self.graph_key(plan), write)
 
-    def outputs(self, plan: Plan, split: str, batch: int, rows: int | None = None) -> Array:
-        """What the plan's session answers on a split: (n, …), `batch` examples a call as in service.
-
-        Args:
-            rows: only the first so many examples.
-        """
-        examples = self.examples.split(split)
-        if rows is not None and rows < len(examples):
-            examples = examples.take(slice(0, rows))
+    def outputs(self, plan: Plan, examples: Split, batch: int) -> Array:
+        """What the plan's session answers on examples: (n, …), `batch` of them a call as in service."""
         key = {
             "step": "outputs", "from": self.graph_key(plan), "session": plan.session.to_json(), "batch": batch,
             "on": examples.identity, "cpu_class": device.cpu_class(), "versions": device.versions(),

@@ -197,6 +197,8 @@ def write_bundle(folder: Path, graph: Path, example: Sequence[Array], facts: Map
         facts: what else the manifest says: session, operating_point, task, labels, quality, costs, recipe …
     """
     beside = folder.with_name(f".{folder.name}.partial")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+        raise TenfoldError(f"{folder} holds something that is no bundle: choose another --out")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)

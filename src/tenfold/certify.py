@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -53,12 +54,21 @@ def record_opening(folder: Path, test: str, run: str) -> int:
     path = folder / f"{test}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        runs = {json.loads(line)["run"] for line in path.read_text().splitlines() if line} if path.exists() else set()
+        runs = _recorded(path)
         if run not in runs:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"run": run}) + "\n")
+                file.write("\n" + json.dumps({"run": run}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-    except (OSError, ValueError) as error:
-        raise unwritable(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+    except OSError as error:
+        raise unwritable(path, error) from error
     return len(runs | {run})
+
+
+def _recorded(path: Path) -> set[str]:
+    """The runs in a file of openings; a line torn by a kill is no opening that went ahead."""
+    runs = set()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            runs.add(str(json.loads(line)["run"]))
+    return runs

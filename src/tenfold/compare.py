@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import device, insights
+from tenfold.bundle import file_hash
 from tenfold.certify import record_opening
 from tenfold.data.split import Array, Split
 from tenfold.engine import Runner, open_session, run_in_batches
@@ -37,13 +38,13 @@ def compare(
     """
     task = find(workload, None if data is None else Path(data)) if isinstance(workload, str) else workload
     wanted = task.margin if margin is None else margin
-    if not wanted > 0:
+    if not 0 < wanted < float("inf"):
         raise WorkloadError(f"margin is {wanted}: it must be above 0, in units of the metric")
     examples = load(task)
     point, test = OperatingPoint.of("serve"), examples.test
     assert test.targets is not None
     runners = {name: _open(Path(path), test) for name, path in (("a", a), ("b", b))}
-    openings = record_opening(cache_dir() / "openings", test.identity, f"compare {Path(a).resolve()} {Path(b).resolve()}")
+    openings = record_opening(cache_dir() / "openings", test.identity, f"compare {file_hash(Path(a))} {file_hash(Path(b))}")
     outputs = {name: run_in_batches(run, test.inputs, point.batch) for name, run in runners.items()}
     if outputs["a"].shape != outputs["b"].shape:
         raise TenfoldError(f"A gives shape {outputs['a'].shape}, B {outputs['b'].shape}: they must answer alike to be compared")

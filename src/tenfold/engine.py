@@ -57,8 +57,12 @@ def open_session(path: Path, config: SessionConfig) -> Runner:
     except TenfoldError:
         raise
     except Exception as error:  # engines raise types of their own, one for every failure
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise GraphError(f"{config.engine} cannot run {path.name} ({reason}): check that it is a valid ONNX graph") from error
+        raise _cannot_run(config.engine, path, error) from error
+
+
+def _cannot_run(engine: str, path: Path, error: Exception) -> GraphError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return GraphError(f"{engine} cannot run {path.name} ({reason}): check that it is a valid ONNX graph")
 
 
 def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
@@ -80,7 +84,10 @@ def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
     output = [session.get_outputs()[0].name]
 
     def run(inputs: Sequence[Array]) -> Array:
-        result: Array = session.run(output, dict(zip(names, inputs, strict=True)))[0]
+        try:
+            result: Array = session.run(output, dict(zip(names, inputs, strict=True)))[0]
+        except Exception as error:  # onnxruntime has a type of its own for every failure
+            raise _cannot_run("onnxruntime", path, error) from error
         return result
 
     return run

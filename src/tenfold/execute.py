@@ -14,7 +14,7 @@ from torch import nn
 
 from tenfold import device
 from tenfold.build import Builder
-from tenfold.data.split import Array
+from tenfold.data.split import Array, Split
 from tenfold.engine import Runner, SessionConfig, open_session
 from tenfold.measure import Samples, calls_for, interleave, step_costs
 from tenfold.plan import Plan
@@ -56,18 +56,23 @@ class Evaluator:
 
     # ------------------------------------------------------------ quality
 
+    def examples(self, split: str, rows: int | None = None) -> Split:
+        """A split, or as many of its examples drawn at random, always the same."""
+        whole = self.builder.examples.split(split)
+        if rows is None or rows >= len(whole):
+            return whole
+        return whole.take(np.sort(np.random.default_rng(len(whole)).permutation(len(whole))[:rows]))
+
     def scores(self, plan: Plan, split: str, rows: int | None = None) -> Array:
         """Scores (n,) of what the plan's session answers, `point.batch` examples a call."""
-        targets = self.builder.examples.split(split).targets
-        assert targets is not None
-        outputs = self.builder.outputs(plan, split, self.point.batch, rows)
-        return self.builder.workload.scores(outputs, targets[: len(outputs)])
+        examples = self.examples(split, rows)
+        assert examples.targets is not None
+        return self.builder.workload.scores(self.builder.outputs(plan, examples, self.point.batch), examples.targets)
 
     def quality(self, plan: Plan, split: str, rows: int | None = None, *, level: float = 0.9) -> Interval:
         """Paired difference of the plan against the baseline on a split."""
         base, cand = self.scores(self.baseline, split, rows), self.scores(plan, split, rows)
-        groups = self.builder.examples.split(split).groups
-        return quality_difference(base, cand, groups=None if groups is None else groups[: len(base)], level=level)
+        return quality_difference(base, cand, groups=self.examples(split, rows).groups, level=level)
 
     # ------------------------------------------------------------ cost
 

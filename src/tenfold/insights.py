@@ -8,32 +8,59 @@ from typing import Any
 import numpy as np
 
 from tenfold.data.split import Array, Split
+from tenfold.errors import WorkloadError
 from tenfold.verdict import quality_difference
 from tenfold.workload import Scores, Workload
 
 CALIBRATION_BINS = 10
 MAX_DISAGREEMENTS = 60
-MAX_SLICES = 100
 
 
 def slice_masks(workload: Workload, split: Split, labels: tuple[str, ...] | None, classes: int | None) -> dict[str, Array]:
     """Masks (n,) by slice name: the workload's own, else a slice a class."""
     if workload.slices is not None:
-        return {str(name): np.asarray(mask, dtype=bool) for name, mask in workload.slices(split).items()}
+        return _own_slices(workload, split)
     if classes is None or split.targets is None or split.targets.ndim != 1:
         return {}
-    return {labels[c] if labels else f"class {c}": split.targets == c for c in range(min(classes, MAX_SLICES))}
+    return {labels[c] if labels else f"class {c}": split.targets == c for c in range(classes)}
+
+
+def _own_slices(workload: Workload, split: Split) -> dict[str, Array]:
+    assert workload.slices is not None
+    try:
+        masks = {str(name): np.asarray(mask) for name, mask in workload.slices(split).items()}
+    except Exception as error:  # the user's own code may raise anything
+        raise WorkloadError(f"slices= raised {type(error).__name__}: {error}: mend it") from error
+    for name, mask in masks.items():
+        if mask.shape != (len(split),) or mask.dtype.kind != "b":
+            raise WorkloadError(f"slice {name!r} is {mask.dtype} of shape {mask.shape}: give a boolean mask of shape ({len(split)},)")
+    return masks
+
+
+def check_slices(masks: dict[str, Array], workload: Workload) -> None:
+    """Refuse a margin for a slice that there is none of: it would never be enforced.
+
+    Raises:
+        WorkloadError: `slice_margins` names no slice, or a margin is not above 0.
+    """
+    for name, margin in workload.slice_margins.items():
+        if name not in masks:
+            raise WorkloadError(f"slice_margins names {name!r}, which is no slice: use {', '.join(list(masks)[:20]) or 'slices='}")
+        if not margin > 0:
+            raise WorkloadError(f"the margin of slice {name!r} is {margin}: it must be above 0")
 
 
 def slices(masks: dict[str, Array], workload: Workload, split: Split, base: Scores, cand: Scores) -> list[dict[str, Any]]:
     """Quality on each slice, paired, and whether the slice's own margin (where it has one) is kept."""
     rows = []
     for name, mask in masks.items():
+        margin = workload.slice_margins.get(name)
         if not mask.any():
+            if margin is not None:
+                raise WorkloadError(f"slice {name!r} has no example on test, so its margin cannot be shown: give it some")
             continue
         groups = None if split.groups is None else split.groups[mask]
         difference = quality_difference(base[mask], cand[mask], groups=groups)
-        margin = workload.slice_margins.get(name)
         rows.append(
             {
                 "name": name,

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tenfold.engine import GraphError
-from tenfold.errors import ExportError
+from tenfold.errors import TenfoldError
 from tenfold.execute import EAGER, Evaluator, Objective, as_json, from_json
 from tenfold.ledger import Ledger
 from tenfold.lever import Config, Lever, Refusal, Situation, Stage, Tried, discover
@@ -212,10 +211,11 @@ class Search:
                 if rows == 0:
                     quality[name] = None
                     continue
-                if not self.budget.allows(f"{key}:{rung}:{name}", self._expected(stage), self.trials):
+                first = rung == 0 or stage is Stage.TRAIN  # a config counts once, however many rungs it climbs
+                if not self.budget.allows(f"{key}:{rung}:{name}", self._expected(stage), self.trials if first else 0):
                     stopped = True
                     break
-                self.trials += rung == 0 or stage is Stage.TRAIN
+                self.trials += first
                 answer = self.ledger.remember(f"quality:{name}:{rows}", partial(self._quality, plans[name][1], rows))
                 if "failed" in answer:
                     out[name] = self._candidate(
@@ -256,7 +256,9 @@ class Search:
     def _quality(self, plan: Plan, rows: int | None) -> dict[str, Any]:
         try:
             return {"quality": self.evaluator.quality(plan, "valid", rows).to_json()}
-        except (GraphError, ExportError) as error:
+        except (TenfoldError, RuntimeError, ValueError) as error:
+            if isinstance(error.__cause__, OSError):  # a full disk: the run stops, and can be resumed
+                raise
             return {"failed": f"failed: {error}"}
 
     def _verdict(self, quality: Interval | None, factor: Interval, p99: float) -> Verdict:

@@ -27,6 +27,8 @@ COST_BAR = 1.02
 """A cost ratio whose lower bound is below this is not worth a change."""
 
 RESAMPLES = 2_000
+FEW_DIFFER = 5
+"""Units that differ, below which a bootstrap has too little to draw from."""
 
 _NORMAL = NormalDist()
 
@@ -257,11 +259,29 @@ def quality_difference(
             tango = paired_binary_interval(base + shift, cand + shift, level=level)
             break
     else:
-        return bootstrap_difference(base, cand, groups=groups, level=level)
+        return _widened(bootstrap_difference(base, cand, groups=groups, level=level), base, cand, groups)
     if groups is None:
         return tango
     drawn = bootstrap_difference(base, cand, groups=groups, level=level)
     return Interval(value=drawn.value, low=min(drawn.low, tango.low), high=max(drawn.high, tango.high), level=level)
+
+
+def _widened(interval: Interval, base: NDArray[np.float64], cand: NDArray[np.float64], groups: ArrayLike | None) -> Interval:
+    """A bootstrap interval, no narrower than what units that hardly differ can show.
+
+    Where next to no example (or group) differs there is nothing to draw from. What was not seen in
+    n units may still happen with a probability of up to z² / (n + z²): the end of Tango's interval
+    for no discordant pair, here times the range of the scores.
+    """
+    sums, _ = _group_sums(cand - base, groups)
+    if np.count_nonzero(sums) >= FEW_DIFFER:
+        return interval
+    both = np.concatenate([base, cand])
+    span = float(np.ptp(both)) or float(np.abs(both).max()) or 1.0
+    z = _z((1 + interval.level) / 2)
+    floor = span * z * z / (sums.size + z * z)
+    low, high = min(interval.low, interval.value - floor), max(interval.high, interval.value + floor)
+    return Interval(value=interval.value, low=low, high=high, level=interval.level)
 
 
 def p_value(interval_at: Callable[[float], Interval], margin: float) -> float:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -120,7 +122,13 @@ class Workload:
             WorkloadError: the metric gives another length, or values that are not finite.
         """
         function = self.metric if callable(self.metric) else _METRICS[self.metric][0]
-        raw = np.asarray(function(outputs, targets), dtype=np.float64)
+        try:
+            raw = np.asarray(function(outputs, targets), dtype=np.float64)
+        except Exception as error:  # the metric may be the user's own, or not fit the model's outputs
+            raise WorkloadError(
+                f"metric {self.metric_name} does not take outputs of shape {outputs.shape} with targets of shape {targets.shape} "
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): make them fit"
+            ) from error
         if raw.shape != (len(targets),):
             raise WorkloadError(
                 f"metric {self.metric_name} gave shape {raw.shape} for {len(targets)} examples: "
@@ -185,6 +193,7 @@ def load(workload: Workload) -> Examples:
     for name, split in splits.items():
         if split is not None:
             check_numbers(split, name)
+            splits[name] = dataclasses.replace(split, inputs=tuple(map(_as_served, split.inputs)))
     splits, notes = carve(splits)
     present = {name: split for name, split in splits.items() if split is not None}
     for name in SPLITS[1:]:
@@ -205,6 +214,12 @@ def load(workload: Workload) -> Examples:
         train=splits["train"], valid=present["valid"], confirm=present["confirm"], test=present["test"],
         notes=tuple(notes), labels=tuple(map(str, labels)) if labels else None, classes=classes,
     )  # fmt: skip
+
+
+def _as_served(array: Array) -> Array:
+    """Inputs in a dtype that PyTorch computes with and ONNX graphs take: float64 as float32, wide unsigned as int64."""
+    narrow = {"f8": np.float32, "u2": np.int64, "u4": np.int64, "u8": np.int64}.get(array.dtype.str[1:])
+    return array if narrow is None else array.astype(narrow)
 
 
 def _labels(workload: Workload) -> Sequence[str] | None:
@@ -369,7 +384,8 @@ def _from_file(path: Path, attribute: str, data: Path | None) -> Workload:
     sys.modules[name] = module  # so that inspect and dataclasses find it
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the result
+            spec.loader.exec_module(module)
         named = {n: v for n, v in vars(module).items() if isinstance(v, Workload)}
         found = getattr(module, attribute, None) if attribute else getattr(module, "workload", None)
         if found is None and not attribute and len(named) == 1:
@@ -394,6 +410,4 @@ def _from_file(path: Path, attribute: str, data: Path | None) -> Workload:
 
 
 def _named(workload: Workload, name: str) -> Workload:
-    import dataclasses
-
     return dataclasses.replace(workload, name=name)

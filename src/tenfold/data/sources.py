@@ -135,8 +135,11 @@ def _from_dataset(dataset: Any, name: str) -> Split:
     """Every item of a torch `Dataset` of (x, y), once, in memory."""
     if len(dataset) == 0:
         raise WorkloadError(f"{name} is empty: give it at least one example")
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        items = list(pool.map(dataset.__getitem__, range(len(dataset))))
+    try:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            items = list(pool.map(dataset.__getitem__, range(len(dataset))))
+    except Exception as error:  # the user's own code may raise anything
+        raise WorkloadError(f"{name}: reading the Dataset raised {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(items[0], (tuple, list)) or len(items[0]) != 2:
         raise WorkloadError(f"{name}: each item of the Dataset must be (x, y)")
     x, y = zip(*items, strict=True)

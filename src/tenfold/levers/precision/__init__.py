@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenfold import device
-from tenfold.engine import has_openvino
+from tenfold.engine import GraphError, has_openvino
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import GraphPass, Materials, Plan
 
@@ -84,7 +84,10 @@ def _to_float16(source: Path, target: Path, _materials: Materials) -> dict[str, 
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=False)
+    try:
+        model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=False)
+    except Exception as error:  # the converter raises whatever its helpers do
+        raise GraphError(f"the graph cannot be converted to float16 ({type(error).__name__}: {error})") from error
     onnx.save(model, target)
     return {}
 

@@ -22,6 +22,7 @@ _FORMS: tuple[tuple[Literal["minmax", "percentile", "entropy"], Literal["all", "
 MEMORY_BOUND_BATCH = 16
 MOST_LEFT_OUT = 4
 QAT_SHARE = 0.25
+QAT_BUDGET_SHARE, QAT_MOST_SECONDS = 0.7, 86_400.0
 """Length of the fine-tuning, as a share of the training's epochs."""
 
 
@@ -42,6 +43,8 @@ class QuantizeConfig:
     """Static: so many layers stay float, those that hurt the output most when quantized alone."""
     aware_epochs: float = 0.0
     """Epochs of training with rounding simulated, before the quantization. 0: none."""
+    aware_seconds: float = 0.0
+    """The most that this training may take. 0: no limit."""
 
 
 class Quantize:
@@ -68,10 +71,11 @@ class Quantize:
         if chosen.aware_epochs:
             from tenfold.levers.quantize.aware import quantization_aware
 
-            key = {"pass": "quantization-aware training", "epochs": chosen.aware_epochs, "seven_bit": chosen.seven_bit}
-            work = partial(quantization_aware, epochs=chosen.aware_epochs, seven_bit=chosen.seven_bit)
+            how = {"epochs": chosen.aware_epochs, "seconds": chosen.aware_seconds, "seven_bit": chosen.seven_bit}
+            key = {"pass": "quantization-aware training", **how}
+            work = partial(quantization_aware, epochs=chosen.aware_epochs, seconds=chosen.aware_seconds or None, seven_bit=chosen.seven_bit)
             passes = (*passes, ModelPass(key=key, apply=work))
-        static = _json(chosen) | {"aware_epochs": 0.0}
+        static = _json(chosen) | {"aware_epochs": 0.0, "aware_seconds": 0.0}
         done = GraphPass(key={"pass": "quantize", **static}, apply=partial(graph.METHODS[chosen.method], config=chosen))
         return dataclasses.replace(plan, model_passes=passes, graph_passes=(*plan.graph_passes, done))
 
@@ -111,9 +115,10 @@ def _refinements(situation: Situation) -> list[QuantizeConfig]:
     wanted = [c for c in wanted if c.leave_out <= MOST_LEFT_OUT]
     refused = not any(t.verdict.decision is Decision.TAKE for t in situation.tried) and not kept
     if refused and not wanted and not situation.quick and situation.examples.train is not None and not config.aware_epochs:
-        training = situation.plan.training
+        epochs = max(1.0, situation.plan.training.epochs * QAT_SHARE)
+        seconds = min(situation.seconds_left * QAT_BUDGET_SHARE, QAT_MOST_SECONDS)
         if situation.training_seconds * QAT_SHARE * 1.5 < situation.seconds_left:
-            wanted.append(dataclasses.replace(config, leave_out=0, aware_epochs=max(1.0, training.epochs * QAT_SHARE)))
+            wanted.append(dataclasses.replace(config, leave_out=0, aware_epochs=epochs, aware_seconds=round(seconds, 1)))
     return wanted
 
 

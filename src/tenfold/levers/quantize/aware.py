@@ -58,7 +58,7 @@ class RoundActivation(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, scale, round(-self.low / scale), 0, 255)
 
 
-def quantization_aware(model: nn.Module, training: TrainConfig, materials: Materials, *, epochs: float, seven_bit: bool) -> None:
+def quantization_aware(model: nn.Module, training: TrainConfig, materials: Materials, *, epochs: float, seconds: float | None, seven_bit: bool) -> None:
     """Fine-tune `model` in place; afterwards it is an ordinary float model whose weights stand on the grid.
 
     Raises:
@@ -74,7 +74,7 @@ def quantization_aware(model: nn.Module, training: TrainConfig, materials: Mater
     try:
         fit(
             model, materials.examples.split("train"), materials.workload.loss_function(),
-            dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE),
+            dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=seconds),
             seed=materials.seed + 1, augment=materials.workload.augment,
             checkpoint=materials.folder / "aware.checkpoint", progress=materials.progress,
         )  # fmt: skip

@@ -185,6 +185,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
+    except OSError:  # a full disk is no fault of the graph
+        raise
     except Exception as error:  # onnxruntime's quantizer raises whatever its helpers do
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise GraphError(f"onnxruntime's quantizer failed ({type(error).__name__}: {first})") from error
