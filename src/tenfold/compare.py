@@ -8,8 +8,8 @@ from typing import Any
 from tenfold import device, insights
 from tenfold.bundle import file_hash
 from tenfold.certify import record_opening
-from tenfold.data.split import Array, Split
-from tenfold.engine import Runner, open_session, run_in_batches
+from tenfold.data.split import Split
+from tenfold.engine import GraphError, Runner, open_session, run_in_batches
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import OperatingPoint, plain_session, ratio_of
 from tenfold.measure import calls_for, interleave
@@ -41,6 +41,8 @@ def compare(
     if not 0 < wanted < float("inf"):
         raise WorkloadError(f"margin is {wanted}: it must be above 0, in units of the metric")
     examples = load(task)
+    masks = insights.slice_masks(task, examples.test, examples.labels, examples.classes)
+    insights.check_slices(masks, task)
     point, test = OperatingPoint.of("serve"), examples.test
     assert test.targets is not None
     runners = {name: _open(Path(path), test) for name, path in (("a", a), ("b", b))}
@@ -48,14 +50,13 @@ def compare(
     outputs = {name: run_in_batches(run, test.inputs, point.batch) for name, run in runners.items()}
     if outputs["a"].shape != outputs["b"].shape:
         raise TenfoldError(f"A gives shape {outputs['a'].shape}, B {outputs['b'].shape}: they must answer alike to be compared")
-    scores = {name: _scores(task, out, test.targets, name) for name, out in outputs.items()}
+    scores = {name: task.scores(out, test.targets) for name, out in outputs.items()}
     absolute = wanted * abs(float(scores["a"].mean())) if task.margin_kind == "relative" else wanted
     quality = quality_difference(scores["a"], scores["b"], groups=test.groups)
     calls = calls_for(runners, test.inputs, batch=1, rounds=ROUNDS, seconds=SECONDS, most=CALLS)
     samples = interleave(runners, test.inputs, batch=point.batch, rounds=ROUNDS, calls=calls)
     cost = ratio_of(samples["a"], samples["b"], "cpu")
     verdict = certify(quality, absolute, len(test))
-    masks = insights.slice_masks(task, test, examples.labels, examples.classes)
     slices = insights.slices(masks, task, test, scores["a"], scores["b"])
     decision, reason = verdict.decision, verdict.reason
     if (broken := next((r["name"] for r in slices if r["held"] is False), None)) is not None and decision is Decision.TAKE:
@@ -94,17 +95,7 @@ def _open(path: Path, test: Split) -> Runner:
     runner = open_session(path, plain_session())
     try:
         runner([x[:1] for x in test.inputs])
-    except Exception as error:  # onnxruntime raises types of its own, and zip where the number of inputs differs
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    except GraphError as error:
         inputs = ", ".join(f"{x.dtype} (n, {', '.join(map(str, x.shape[1:]))})" for x in test.inputs)
-        raise TenfoldError(f"{path} does not take the workload's inputs, {inputs} ({first}): export it with them") from error
+        raise TenfoldError(f"{path} does not take the workload's inputs, {inputs} ({error}): export it with them") from error
     return runner
-
-
-def _scores(task: Workload, outputs: Array, targets: Array, name: str) -> Array:
-    try:
-        return task.scores(outputs, targets)
-    except WorkloadError:
-        raise
-    except Exception as error:  # the metric may be the user's own
-        raise TenfoldError(f"the outputs of {name.upper()}, shape {outputs.shape}, do not fit metric {task.metric_name} ({error})") from error

@@ -38,14 +38,19 @@ def _own_slices(workload: Workload, split: Split) -> dict[str, Array]:
 
 
 def check_slices(masks: dict[str, Array], workload: Workload) -> None:
-    """Refuse a margin for a slice that there is none of: it would never be enforced.
+    """Refuse, before test is opened, a margin that could not be enforced.
+
+    Args:
+        masks: of the test split; they need no model's answers.
 
     Raises:
-        WorkloadError: `slice_margins` names no slice, or a margin is not above 0.
+        WorkloadError: `slice_margins` names no slice, or one without examples, or a margin is not above 0.
     """
     for name, margin in workload.slice_margins.items():
         if name not in masks:
             raise WorkloadError(f"slice_margins names {name!r}, which is no slice: use {', '.join(list(masks)[:20]) or 'slices='}")
+        if not masks[name].any():
+            raise WorkloadError(f"slice {name!r} has no example on test, so its margin cannot be shown: give it some")
         if not margin > 0:
             raise WorkloadError(f"the margin of slice {name!r} is {margin}: it must be above 0")
 
@@ -56,8 +61,6 @@ def slices(masks: dict[str, Array], workload: Workload, split: Split, base: Scor
     for name, mask in masks.items():
         margin = workload.slice_margins.get(name)
         if not mask.any():
-            if margin is not None:
-                raise WorkloadError(f"slice {name!r} has no example on test, so its margin cannot be shown: give it some")
             continue
         groups = None if split.groups is None else split.groups[mask]
         difference = quality_difference(base[mask], cand[mask], groups=groups)

@@ -262,8 +262,8 @@ class _Job:
     def _preflight(self) -> dict[str, float]:
         """Everything that can be found wrong before the budget is spent, and what a trial will take."""
         self.builder.check()
-        valid = self.examples.valid
-        insights.check_slices(insights.slice_masks(self.workload, valid, self.examples.labels, self.examples.classes), self.workload)
+        test = self.examples.test
+        insights.check_slices(insights.slice_masks(self.workload, test, self.examples.labels, self.examples.classes), self.workload)
         with tempfile.TemporaryDirectory() as scratch:
             graph = Path(scratch) / "untrained.onnx"
             inputs = self.examples.valid.take(slice(0, 64)).inputs
