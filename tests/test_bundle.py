@@ -66,6 +66,14 @@ def test_a_newer_schema_a_missing_file_and_no_bundle_are_refused(bundle: Path, t
         Bundle.load(tmp_path)
 
 
+def test_a_manifest_that_lacks_something_is_refused(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["session"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="lacks session"):
+        Bundle.load(bundle)
+
+
 def test_a_manifest_cannot_point_outside(bundle: Path) -> None:
     change(bundle, files={"../secret": "0"})
     with pytest.raises(BundleError, match="outside"):
@@ -104,3 +112,5 @@ def test_labels_come_with_probabilities(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     named = loaded.labels_of(np.array([[0.0, np.log(3.0), 0.0]]))
     assert named == [("1", pytest.approx(0.6))]
+    few = Bundle(loaded.path, loaded.manifest | {"labels": ["only one"]})
+    assert few.labels_of(np.array([[9.0, 0.0], [0.0, 9.0]])) == [("only one", pytest.approx(1, abs=1e-3)), ("1", pytest.approx(1, abs=1e-3))]

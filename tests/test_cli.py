@@ -151,6 +151,10 @@ def test_predict_reads_npy_csv_and_images(tenfold: Tenfold, finished: Result, tm
     assert tenfold("predict", bundle, tmp_path / "x.png").returncode == 0
     np.save(tmp_path / "bad.npy", np.array([{}], dtype=object), allow_pickle=True)
     refused(tenfold("predict", bundle, tmp_path / "bad.npy"), "object array")
+    (tmp_path / "latin.csv").write_bytes("größe\n1\n".encode("latin-1"))
+    refused(tenfold("predict", bundle, tmp_path / "latin.csv"), "UTF-8")
+    (tmp_path / "holes.csv").write_text(",".join(["nan"] * 64))
+    refused(tenfold("predict", bundle, tmp_path / "holes.csv"), "NaN")
 
 
 def test_predict_and_bundle_load_import_no_torch(finished: Result, tmp_path: Path) -> None:

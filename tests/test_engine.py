@@ -268,6 +268,14 @@ def test_microseconds_are_a_prediction_by_hand():
     assert figures == pytest.approx({"cpu_mean": 3, "wall_mean": 51, "wall_p50": 51, "wall_p99": 100}, rel=1e-12)
 
 
+def test_the_worst_input_is_told_from_a_disturbed_round():
+    cpu = np.full((5, 4), 10)
+    cpu[:, 2] = 30  # costs three times as much every time
+    cpu[1, 0] = 1_000  # and this one once
+    samples = Samples(cpu=cpu, wall=cpu, batch=1)
+    assert samples.worst_to_mean() == pytest.approx(30 / 15)
+
+
 # ---------------------------------------------------------------- memory
 
 

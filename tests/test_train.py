@@ -128,13 +128,17 @@ def test_time_of_earlier_sittings_is_counted(tmp_path, monkeypatch):
 
     def progress(share: float, _loss: float) -> None:
         time.sleep(0.1)
+        busy = time.process_time() + 0.1
+        while time.process_time() < busy:
+            pass
         if share > 0.7:
             raise Killed
 
     with pytest.raises(Killed):
         fit(mlp(), VECTORS, cross_entropy, config, checkpoint=tmp_path / "x", progress=progress)
     facts = fit(mlp(), VECTORS, cross_entropy, config, checkpoint=tmp_path / "x")
-    assert facts["seconds"] >= 0.3  # three sleeps before the last checkpoint; the rest takes milliseconds
+    assert facts["seconds"] >= 0.6  # three sleeps and busy waits before the last checkpoint; the rest takes milliseconds
+    assert facts["cpu_seconds"] >= 0.3
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99, None], ids=["empty", "half", "cut", "rubbish"])
@@ -143,7 +147,7 @@ def test_a_corrupt_checkpoint_starts_anew(tmp_path, keep):
     checkpoint = tmp_path / "train.checkpoint"
     model = mlp()
     save_checkpoint(
-        checkpoint, model, make_optimizer(model, config), {"step": 3, "seconds": 0.0, "losses": [], "running": [0.0, 0]}
+        checkpoint, model, make_optimizer(model, config), {"step": 3, "seconds": 0.0, "cpu_seconds": 0.0, "losses": [], "running": [0.0, 0]}
     )
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(b"\xff" * 300 if keep is None else content[: int(keep * len(content))])
@@ -250,7 +254,7 @@ def test_time_ends_a_training_and_its_schedule():
 def test_time_that_was_used_up_before_a_kill_is_not_given_again(tmp_path):
     model, config = mlp(), TrainConfig(epochs=100, batch_size=10, max_seconds=1.0)
     save_checkpoint(
-        tmp_path / "x", model, make_optimizer(model, config), {"step": 7, "seconds": 1.5, "losses": [], "running": [0.0, 0]}
+        tmp_path / "x", model, make_optimizer(model, config), {"step": 7, "seconds": 1.5, "cpu_seconds": 1.5, "losses": [], "running": [0.0, 0]}
     )
     assert fit(model, VECTORS, cross_entropy, config, checkpoint=tmp_path / "x")["steps"] == 7
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -251,6 +254,52 @@ def test_the_identity_is_the_same_for_the_same_and_for_other_names_and_margins()
     assert identity_of() == identity_of(**{name: (x.copy(), y.copy()) for name, (x, y) in DATA.items()})
     assert identity_of() == identity_of(train=Split(inputs=(DATA["train"][0],), targets=DATA["train"][1]))
     assert identity_of() == identity_of(name="other", margin=0.3, labels=list("abc"), training=TrainConfig())
+
+
+def weighted(weight: object):
+    """A loss that has caught something."""
+    return lambda output, target: ((output - target) ** 2).mean() * weight
+
+
+class Threshold:
+    """A metric with a setting."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def __call__(self, outputs, targets):
+        return outputs.argmax(axis=1) == targets
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"loss": weighted(1.0)}, {"loss": weighted(2.0)}),
+        ({"loss": weighted(torch.tensor([1.0]))}, {"loss": weighted(torch.tensor([2.0], requires_grad=True))}),
+        ({"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}, {"loss": nn.CrossEntropyLoss(label_smoothing=0.2)}),
+        ({"loss": nn.CrossEntropyLoss(weight=torch.ones(3))}, {"loss": nn.CrossEntropyLoss(weight=torch.arange(3.0))}),
+        ({"metric": Threshold(0.1)}, {"metric": Threshold(0.2)}),
+        ({"metric": Threshold(0.1).__call__}, {"metric": Threshold(0.2).__call__}),
+    ],
+    ids=["closure", "tensor in a closure", "setting of a module", "weights of a module", "object", "method"],
+)
+def test_what_a_function_or_object_holds_is_part_of_the_identity(one, other):
+    assert identity_of(**one) == identity_of(**one)
+    assert identity_of(**one) != identity_of(**other)
+
+
+def test_the_identity_is_the_same_in_another_process(tmp_path):
+    code = (
+        "import numpy as np, torch\nfrom torch import nn\nfrom tenfold.workload import code_identity, find\n"
+        "from tenfold.recipe import digest\n"
+        f"task = find({task(tmp_path, TASK + 'workload = Workload(model=lambda: nn.Linear(4, 2), margin=0.01, train=(x, y), loss=nn.CrossEntropyLoss())')!r})\n"
+        "print(digest([code_identity(task.model), code_identity(task.loss)]))"
+    )
+    answers = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+        for seed in ("1", "2")
+    }
+    assert len(answers) == 1
 
 
 def test_other_initial_weights_are_another_identity():

@@ -8,7 +8,7 @@ import numpy as np
 from plants import Offer, Scores, draw_together
 from rules import difference, exact_rate
 
-from tenfold.certify import Standing, order_candidates
+from tenfold.certify import CONFIRMED, Standing, front, order_candidates
 from tenfold.verdict import Decision, Interval, certify, choose, exact_ratio, fixed_sequence
 
 
@@ -28,10 +28,13 @@ class Outcome:
 def select(offers: list[Offer], valid: Scores, confirm: Scores, test: Scores, margin: float) -> Outcome:
     """The project's own steps, in its order. Scores are (C,), a split each."""
     costs = [exact_ratio(o.gain, 1.0) for o in offers]
-    standings = [
-        Standing(recipe=str(c), confirm=_interval(confirm, c), gain=cost)
+    taken = [
+        Standing(recipe=str(c), quality=_interval(valid, c), gain=cost)
         for c, cost in enumerate(costs)
         if choose(_interval(valid, c), cost, margin).decision is Decision.TAKE
+    ]
+    standings = [
+        Standing(recipe=s.recipe, quality=_interval(confirm, int(s.recipe)), gain=s.gain) for s in front(taken, CONFIRMED)
     ]
     sequence = tuple(int(s.recipe) for s in order_candidates(standings, margin))
     last = fixed_sequence(certify(_interval(test, c), margin, test.n) for c in sequence)

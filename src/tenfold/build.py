@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from tenfold import __version__, device
 from tenfold.data.split import Array, Split
 from tenfold.engine import open_session, run_in_batches
 from tenfold.errors import TenfoldError, WorkloadError
-from tenfold.export import ScaleBytes, Served, export
+from tenfold.export import ScaleBytes, Served, check_batches, export
 from tenfold.plan import Materials, Plan
-from tenfold.store import Step, Store
+from tenfold.store import Step, Store, write_atomic
 from tenfold.train.loop import Progress, batch_of, fit, pick_device
 from tenfold.workload import Examples, Workload, identity
 
@@ -175,13 +175,14 @@ class Builder:
         key = self.training_key(plan)
         for done in plan.model_passes:
             key = {"step": "model pass", "pass": done.key, "from": key}
-        key = {"step": "export", "from": key, "versions": [self._versions.get(p) for p in ("torch", "onnx", "onnxscript")]}
+        versions = [__version__, *(self._versions.get(p) for p in ("torch", "onnx", "onnxscript"))]
+        key = {"step": "export", "from": key, "versions": versions}
         for graph in plan.graph_passes:
             key = {
                 "step": "graph pass",
                 "pass": graph.key,
                 "from": key,
-                "versions": [self._versions.get(p) for p in ("onnx", "onnxruntime")],
+                "versions": [__version__, *(self._versions.get(p) for p in ("onnx", "onnxruntime"))],
             }
         return key
 
@@ -192,8 +193,9 @@ class Builder:
             last = plan.graph_passes[-1]
 
             def work(folder: Path) -> dict[str, Any]:
-                source = self.graph(before).path / "model.onnx"
-                return last.apply(source, folder / "model.onnx", self._materials(folder, "calibrating"))
+                source, target = self.graph(before).path / "model.onnx", folder / "model.onnx"
+                facts = last.apply(source, target, self._materials(folder, "calibrating"))
+                return facts | {"batch_deviation": check_batches(target, self.examples.valid.take(slice(0, 64)).inputs)}
 
             return self._step("calibrate", self.graph_key(plan), work)
 
@@ -279,7 +281,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _save(model: nn.Module, path: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, path)
+    # written by us: a full disk is an OSError then, and not an error of safetensors' own
+    write_atomic(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
 
 
 def _first(error: BaseException) -> str:

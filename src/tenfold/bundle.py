@@ -38,6 +38,9 @@ GOLDEN_TOLERANCE = 1e-3
 GOLDEN_TOLERANCE_ELSEWHERE = 0.1
 
 
+_NEEDED = ("cpu_class", "files", "inputs", "labels", "operating_point", "outputs", "session", "task")
+
+
 class BundleError(TenfoldError):
     """A bundle that must not be served."""
 
@@ -71,6 +74,8 @@ class Bundle:
             raise BundleError(f"{folder}/manifest.json is no manifest of a bundle: copy the bundle again")
         if manifest["schema"] > SCHEMA:
             raise BundleError(f"{folder} is of schema {manifest['schema']}, this Tenfold reads {SCHEMA}: upgrade Tenfold")
+        if missing := [key for key in _NEEDED if key not in manifest]:
+            raise BundleError(f"{folder}/manifest.json lacks {', '.join(missing)}: copy the bundle again")
         bundle = cls(folder, manifest)
         if verify:
             bundle.verify()
@@ -167,7 +172,8 @@ class Bundle:
         shifted = np.atleast_2d(outputs) - np.max(np.atleast_2d(outputs), axis=1, keepdims=True)
         share = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
         names = self.manifest["labels"]
-        return [(names[i] if names else str(i), float(share[row, i])) for row, i in enumerate(share.argmax(axis=1))]
+        best = share.argmax(axis=1)
+        return [(names[i] if names and i < len(names) else str(i), float(share[row, i])) for row, i in enumerate(best)]
 
 
 def file_hash(path: Path) -> str:
@@ -241,10 +247,6 @@ def _sbom(session: SessionConfig) -> dict[str, Any]:
     return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": components}
 
 
-def bundle_bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
-
-
 def read_input(path: Path, spec: Mapping[str, Any]) -> Array:
     """An input (n, …) from an .npy, image or .csv file, in the shape and dtype of a manifest's input.
 
@@ -277,8 +279,11 @@ def _read_csv(path: Path, spec: Mapping[str, Any]) -> Array:
     import csv
 
     width = math.prod(spec["shape"][1:])
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (ValueError, csv.Error) as error:
+        raise TenfoldError(f"{path} is no csv file in UTF-8 ({error}): save it as one") from error
     if rows and not _is_number(rows[0][0]):
         rows = rows[1:]  # a header
     try:
@@ -289,7 +294,7 @@ def _read_csv(path: Path, spec: Mapping[str, Any]) -> Array:
         raise TenfoldError(
             f"{path} has {array.shape[1] if array.ndim == 2 else 0} columns, the model takes {width} values an example"
         )
-    return array.reshape(-1, *spec["shape"][1:]).astype(spec["dtype"])
+    return array.reshape(-1, *spec["shape"][1:])
 
 
 def _is_number(text: str) -> bool:

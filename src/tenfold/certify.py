@@ -12,7 +12,8 @@ from pathlib import Path
 from tenfold.store import unwritable
 from tenfold.verdict import COST_BAR, Interval
 
-MAX_SEQUENCE = 5
+CONFIRMED, MAX_SEQUENCE = 6, 5
+"""Candidates that are looked at on confirm, and of those on test, at the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,27 +21,32 @@ class Standing:
     """A candidate as it stands before the test split is opened."""
 
     recipe: str
-    confirm: Interval
-    """Quality difference on confirm."""
+    quality: Interval
+    """Quality difference on the split that was looked at last."""
     gain: Interval
     """Cost ratio against the baseline."""
 
 
+def front(standings: Sequence[Standing], most: int) -> list[Standing]:
+    """What no other beats in both quality and cost, from safest to cheapest; both ends and what lies evenly between where they are many."""
+    out: list[Standing] = []
+    for s in sorted(standings, key=lambda s: (-s.gain.value, -s.quality.value, s.recipe)):  # cheapest first
+        if not out or s.quality.value > out[-1].quality.value:
+            out.append(s)
+    if len(out) > most:
+        picks = {round(i * (len(out) - 1) / (most - 1)) for i in range(most)}
+        out = [out[i] for i in sorted(picks)]
+    return out[::-1]
+
+
 def order_candidates(standings: Sequence[Standing], margin: float) -> list[Standing]:
-    """The fixed sequence: at most five, from safest to cheapest.
+    """The fixed sequence, by quality on confirm: at most five, from safest to cheapest.
 
     Left out is what confirm shows to be worse, what is not shown to be cheaper, and what another
-    candidate beats in both quality on confirm and cost.
+    candidate beats in both quality and cost.
     """
-    able = [s for s in standings if s.confirm.high >= -margin and s.gain.low >= COST_BAR]
-    front: list[Standing] = []
-    for s in sorted(able, key=lambda s: (-s.gain.value, -s.confirm.value, s.recipe)):  # cheapest first
-        if not front or s.confirm.value > front[-1].confirm.value:
-            front.append(s)
-    if len(front) > MAX_SEQUENCE:  # both ends, and what lies evenly between
-        picks = {round(i * (len(front) - 1) / (MAX_SEQUENCE - 1)) for i in range(MAX_SEQUENCE)}
-        front = [front[i] for i in sorted(picks)]
-    return front[::-1]
+    able = [s for s in standings if s.quality.high >= -margin and s.gain.low >= COST_BAR]
+    return front(able, MAX_SEQUENCE)
 
 
 def record_opening(folder: Path, test: str, run: str) -> int:

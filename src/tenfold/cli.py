@@ -170,7 +170,7 @@ def report_command(
         raise TenfoldError(f"{run} has no result.json: name the folder of a run that ended, or go on with --resume") from error
     except (OSError, ValueError) as error:
         raise TenfoldError(f"{run}/result.json is not readable ({error}): run it again") from error
-    from tenfold.pipeline import SCHEMA
+    from tenfold.document import SCHEMA
 
     if document.get("schema") != SCHEMA:
         raise TenfoldError(f"{run} is of schema {document.get('schema')}, this Tenfold reads {SCHEMA}: use the Tenfold that wrote it")
@@ -260,7 +260,8 @@ def main() -> None:
         app()
     except SystemExit as leave:
         if leave.code == INTERRUPTED:
-            print("tenfold: interrupted: nothing recorded is lost, go on with --resume", file=sys.stderr)
+            resumable = "run" in sys.argv[1:2]
+            print("tenfold: interrupted" + (": nothing recorded is lost, go on with --resume" if resumable else ""), file=sys.stderr)
         raise
     except TenfoldError as error:
         _fail(str(error), 2)

@@ -46,6 +46,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def thread_counts() -> list[int]:
+    """Numbers of threads worth trying: powers of two, and all cores."""
+    return sorted({2**i for i in range(cores().bit_length()) if 2**i <= cores()} | {cores()})
+
+
 def versions() -> dict[str, str]:
     """Installed versions of what shapes the numbers."""
     out = {"python": platform.python_version()}

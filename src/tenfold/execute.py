@@ -26,6 +26,8 @@ Objective = Literal["serve", "latency", "throughput", "size", "train"]
 OBJECTIVES: tuple[Objective, ...] = ("serve", "latency", "throughput", "size", "train")
 ROUNDS = 5
 STEP_ROUNDS = 8
+THREADS_SECONDS = 0.5
+"""Timing the baseline with one number of threads."""
 WARM_CALLS = 20
 """Of a compiled model: it specialises on the first few."""
 EAGER = "eager"
@@ -45,7 +47,7 @@ class OperatingPoint:
 
 
 class Evaluator:
-    """Measures plans of one workload for one objective."""
+    """Measures plans of one workload for one objective, at its operating point."""
 
     def __init__(self, builder: Builder, baseline: Plan, objective: Objective) -> None:
         self.builder = builder
@@ -91,28 +93,40 @@ class Evaluator:
         Args:
             split: where inputs are drawn from.
             seconds: time to spend on each plan, about.
-            point: instead of the objective's operating point.
+            point: instead of the evaluator's own, where each plan runs on the threads that it chose: there all have the point's.
             most: calls a round, at the most.
             eager: also time the baseline in eager PyTorch, under the name `EAGER`.
         """
-        point = point or self.point
+        own, point = point in (None, self.point), point or self.point
         graphs = {name: self.builder.graph(plan).path / "model.onnx" for name, plan in plans.items()}
         started = time.perf_counter()
         runners = {
-            name: open_session(graphs[name], dataclasses.replace(plan.session, threads=point.threads))
+            name: open_session(graphs[name], plan.session if own else dataclasses.replace(plan.session, threads=point.threads))
             for name, plan in plans.items()
         }
         if eager:
             runners[EAGER] = torch_runner(self.builder.load(self.builder.shaped(self.baseline)))
         inputs = self.builder.examples.split(split).inputs
-        torch.set_num_threads(point.threads)
-        try:
+        with torch_threads(point.threads):
             calls = calls_for(runners, inputs, batch=point.batch, rounds=ROUNDS, seconds=seconds * len(runners), most=most)
             samples = interleave(runners, inputs, batch=point.batch, rounds=ROUNDS, calls=calls)
-        finally:
-            torch.set_num_threads(self.builder.threads)
         self.timing_seconds += time.perf_counter() - started
         return samples
+
+    def best_threads(self) -> int:
+        """The number of threads at which the baseline answers soonest at the operating point, of 1, 2, 4, … and all cores."""
+        graph = self.builder.graph(self.baseline).path / "model.onnx"
+        counts = device.thread_counts()
+        runners = {str(n): open_session(graph, dataclasses.replace(self.baseline.session, threads=n)) for n in counts}
+        inputs = self.builder.examples.valid.inputs
+        calls = calls_for(runners, inputs, batch=self.point.batch, rounds=ROUNDS, seconds=THREADS_SECONDS * len(runners))
+        samples = interleave(runners, inputs, batch=self.point.batch, rounds=ROUNDS, calls=calls)
+        return min(counts, key=lambda n: float(samples[str(n)].wall.mean()))
+
+    def use_threads(self, threads: int) -> None:
+        """Let the baseline, and the operating point with it, have so many threads."""
+        self.point = dataclasses.replace(self.point, threads=threads)
+        self.baseline = dataclasses.replace(self.baseline, session=dataclasses.replace(self.baseline.session, threads=threads))
 
     def training_costs(self, trainings: Mapping[str, TrainConfig]) -> dict[str, Samples]:
         """Raw cost samples of training steps, interleaved; `batch` is examples a step."""
@@ -168,10 +182,10 @@ def torch_runner(model: nn.Module) -> Runner:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread, as at the operating point of serving."""
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch on so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.data.split import Array
-from tenfold.engine import SessionConfig, open_session
+from tenfold.engine import SessionConfig, open_session, run_in_batches
 from tenfold.errors import ExportError
 from tenfold.train.loop import tensor_of
 
 PARITY_BATCHES = (1, 2, 7, 64)
 # relative to the largest output: float32 sums in another order differ in the last three digits
 PARITY_TOLERANCE = 1e-3
+# an integer graph may round a float that lies between two steps the other way
+BATCH_TOLERANCE = 0.05
 
 
 class ScaleBytes(nn.Module):
@@ -112,6 +114,39 @@ def check_parity(model: nn.Module, path: Path, example: Sequence[Array]) -> None
                 f"at batch {batch} the exported graph differs from the model by {error:.1e} of its largest output: "
                 "look for randomness or state in the model's forward"
             )
+
+
+def check_batches(path: Path, example: Sequence[Array]) -> dict[str, float]:
+    """See that a graph answers batches of 2, 7 and 64 as it answers single examples; the largest deviation of each.
+
+    A graph that quantizes activations as they come takes their range from the whole batch: it is
+    only asked for the right shape, and its deviation recorded.
+
+    Raises:
+        ExportError: it does not.
+    """
+    runner = open_session(path, SessionConfig())
+    rows = np.arange(max(PARITY_BATCHES)) % len(example[0])
+    feed = [np.ascontiguousarray(x[rows]) for x in example]
+    single = run_in_batches(runner, feed, 1)
+    largest = max(float(np.abs(single).max()), 1e-6)
+    dynamic = _quantizes_as_it_comes(path)
+    out = {}
+    for batch in PARITY_BATCHES[1:]:
+        got = run_in_batches(runner, feed, batch)
+        if got.shape != single.shape:
+            raise ExportError(f"at batch {batch} the graph gives shape {got.shape}, one by one {single.shape}: its batch is not dynamic")
+        out[str(batch)] = float(np.abs(got - single).max() / largest)
+        if not (dynamic or out[str(batch)] <= BATCH_TOLERANCE):
+            raise ExportError(f"at batch {batch} the graph differs by {out[str(batch)]:.1e} of its largest output from what it answers one by one")
+    return out
+
+
+def _quantizes_as_it_comes(path: Path) -> bool:
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    return bool(kinds & {"DynamicQuantizeLinear", "DynamicQuantizeLSTM"})
 
 
 @contextlib.contextmanager

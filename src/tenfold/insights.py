@@ -128,7 +128,7 @@ def disagreements(
     a, b, y = base.argmax(axis=1), cand.argmax(axis=1), split.targets
 
     def name(c: Any) -> str:
-        return labels[int(c)] if labels else str(int(c))
+        return labels[int(c)] if labels and c < len(labels) else str(int(c))  # a model may have more outputs than labels
 
     rows = np.flatnonzero(a != b)
     rows = rows[np.lexsort((rows, a[rows] != y[rows]))][:MAX_DISAGREEMENTS]

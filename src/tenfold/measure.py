@@ -54,6 +54,14 @@ class Samples:
             "wall_p99": float(np.quantile(wall, 0.99)),
         }
 
+    def worst_to_mean(self) -> float:
+        """The dearest input's CPU over the mean: what a cost that depends on the input comes to at worst.
+
+        By the median over rounds of each input, which a disturbance of one round does not move.
+        """
+        by_input = np.median(self.cpu, axis=0)
+        return float(by_input.max() / by_input.mean())
+
 
 @contextmanager
 def _quiet_collector() -> Any:

@@ -304,7 +304,7 @@ def _p99_ratio(base: Samples, candidate: Samples) -> float:
 
 
 def row_of(
-    stage: Stage, lever: str, decision: Decision, reason: str, *,
+    stage: str, lever: str, decision: Decision, reason: str, *,
     config: Config | None = None, quality: Interval | None = None, cost: Interval | None = None,
     recipe: str | None = None, tried: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
@@ -333,3 +333,7 @@ def short(lever: str, config: Config) -> str:
         elif value:
             words.append(f"{name.replace('_', ' ')} {value:g}")
     return f"{lever}({', '.join(words)})"
+
+
+def recipe_label(recipe: Recipe) -> str:
+    return " + ".join(short(p.lever, p.config) for p in recipe.pulls) or "baseline"

@@ -319,13 +319,13 @@ def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
     return digest(
         {
             "data": examples.identity,
-            "model": [repr(model), _source_of(workload.model), weights.hexdigest()],
+            "model": [repr(model), code_identity(workload.model), weights.hexdigest()],
             "classes": sorted(
-                {canonical(_source_of(c)) for m in model.modules() if not (c := type(m)).__module__.startswith("torch.")}
+                {canonical(code_identity(c)) for m in model.modules() if not (c := type(m)).__module__.startswith("torch.")}
             ),
-            "loss": _source_of(workload.loss),
-            "metric": [_source_of(workload.metric), workload.better_is_higher],
-            "augment": _source_of(workload.augment),
+            "loss": code_identity(workload.loss),
+            "metric": [code_identity(workload.metric), workload.better_is_higher],
+            "augment": code_identity(workload.augment),
             "preprocess": repr(workload.preprocess),
             "training": workload.training,
         }
@@ -338,19 +338,58 @@ def _name_of(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _source_of(value: Any) -> Any:
-    """Something JSON that changes when the code of a function does."""
+def code_identity(value: Any) -> Any:
+    """Something JSON that changes when the code of a function, or what it or an object holds, does."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, functools.partial):
-        return [_source_of(value.func), repr(value.args), repr(value.keywords)]
-    module = inspect.getmodule(value)
+        return [code_identity(value.func), repr(value.args), repr(value.keywords)]
+    module = inspect.getmodule(value) or inspect.getmodule(type(value))
     own = module is None or module.__name__ == "__main__" or module.__name__.startswith("tenfold.")
+    code = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
     try:  # of a user's code the whole module, since a function's own text does not show what it calls
-        text = inspect.getsource(value if own or module is None else module)
+        text = inspect.getsource(code if own or module is None else module)
     except (OSError, TypeError):
-        text = repr(value)
-    return [_name_of(value), hashlib.sha256(text.encode()).hexdigest()]
+        text = _name_of(code)
+    held = _held(value)
+    return [_name_of(value), hashlib.sha256(text.encode()).hexdigest(), *([held] if held else [])]
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """What a closure has caught, or an object's attributes, in a form that is the same in every process."""
+    if inspect.isfunction(value):
+        caught = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
+        return {name: _frozen(v) for name, v in sorted(caught.items())}
+    if inspect.ismethod(value):
+        return _held(value.__self__)
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return {}
+    return {name: _frozen(v) for name, v in sorted(vars(value).items())} if hasattr(value, "__dict__") else {}
+
+
+def _frozen(value: Any, depth: int = 0) -> Any:
+    """A value as JSON: itself where it is plain, numbers in bulk by their hash, code by its text, else its type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple, set, frozenset)) and depth < _HELD_DEPTH:
+        items = [_frozen(v, depth + 1) for v in value]
+        return sorted(items, key=canonical) if isinstance(value, (set, frozenset)) else items
+    if isinstance(value, Mapping) and depth < _HELD_DEPTH:
+        return {repr(k): _frozen(v, depth + 1) for k, v in value.items()}
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    if hasattr(value, "__array__") and not callable(value):
+        return hashlib.sha256(np.ascontiguousarray(np.asarray(value)).tobytes()).hexdigest()
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if callable(value) and depth < _HELD_DEPTH:
+        try:
+            return [name, hashlib.sha256(inspect.getsource(value).encode()).hexdigest()]
+        except (OSError, TypeError):
+            return name
+    return name
+
+
+_HELD_DEPTH = 4
 
 
 # ---------------------------------------------------------------- finding

@@ -88,7 +88,7 @@ def fit(
         checkpoint: file written every `CHECKPOINT_SECONDS` and read at the start.
 
     Returns:
-        steps, examples, seconds (of all sittings), the mean loss of each epoch.
+        steps, examples, seconds and cpu_seconds (of all sittings), the mean loss of each epoch.
 
     Raises:
         WorkloadError: the loss is NaN or infinite; names the step, the epoch and the batch.
@@ -103,9 +103,10 @@ def fit(
     steps = max(1, math.ceil(config.epochs * len(split) / batch))
     micro = max(1, math.ceil(batch / config.accumulate))
     state = load_checkpoint(checkpoint, model, optimizer) if checkpoint is not None else None
-    state = state or {"step": 0, "seconds": 0.0, "losses": [], "running": [0.0, 0]}
+    state = state or {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": [], "running": [0.0, 0]}
     started = saved = time.monotonic()
-    before = state["seconds"]
+    cpu_started = time.process_time()
+    before, cpu_before = state["seconds"], state["cpu_seconds"]
     orders: dict[int, np.ndarray] = {}
 
     for step in range(state["step"], steps):
@@ -153,6 +154,7 @@ def fit(
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             saved = time.monotonic()
             state["seconds"] = before + saved - started
+            state["cpu_seconds"] = cpu_before + time.process_time() - cpu_started
             save_checkpoint(checkpoint, model, optimizer, state)
 
     model.eval()
@@ -160,6 +162,7 @@ def fit(
         "steps": state["step"],
         "examples": state["step"] * batch,
         "seconds": before + time.monotonic() - started,
+        "cpu_seconds": cpu_before + time.process_time() - cpu_started,
         "losses": state["losses"],
     }
 

@@ -16,35 +16,34 @@ from tenfold.workload import Workload
 
 MEAN, STD = 0.286, 0.353
 """Of the training pixels, in [0, 1]."""
-WIDTHS = (16, 20, 24)
+WIDTHS = (24, 32, 40)
 """Sizes of the family that were weighed against one another: see benchmarks/baselines."""
-WIDTH = 24
-"""Reached the bar on valid before the net was changed to fold; benchmarks/baselines has yet to choose among `WIDTHS`."""
+WIDTH = 32
+"""Of those that reach the bar on valid, the cheapest to serve (records/baselines)."""
 BAR = 0.935
 
 
 class Block(nn.Module):
-    """Convolution, pooling by two, then a residual convolution; normalised (so that it folds) and rectified each."""
+    """A convolution that widens, then a residual one; each normalised (so that it folds) and rectified."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.down = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.down_norm = nn.BatchNorm2d(outputs)
+        self.widen = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.widen_norm = nn.BatchNorm2d(outputs)
         self.same = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.same_norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(nn.functional.max_pool2d(self.down_norm(self.down(x)), 2))
+        x = torch.relu(self.widen_norm(self.widen(x)))
         return x + torch.relu(self.same_norm(self.same(x)))
 
 
 def model(width: int = WIDTH) -> nn.Module:
-    """A small residual net: stem and two blocks of `width`, 2 and 4 times `width` channels."""
+    """A small residual net: a stem of `width` channels, then blocks of 2 and 4 times as many, at half and a quarter of the resolution."""
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        Block(width, 2 * width),
-        Block(2 * width, 4 * width),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
+        Block(width, 2 * width), nn.MaxPool2d(2),
+        Block(2 * width, 4 * width), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(4 * width, 10),
     )  # fmt: skip
 
@@ -72,6 +71,6 @@ def workload(data: Path | None = None, *, width: int = WIDTH) -> Workload:
         margin=0.005,
         labels=FASHION_MNIST_LABELS,
         training=TrainConfig(
-            epochs=20, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, channels_last=True
+            epochs=24, batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, warmup=0.1, channels_last=True
         ),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tenfold import device
 from tenfold.engine import SessionConfig, has_openvino
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import Plan
@@ -18,6 +19,8 @@ class RuntimeConfig:
 
     engine: Literal["onnxruntime", "openvino"]
     graph_optimization: Literal["basic", "extended", "all"] = "all"
+    threads: int | None = None
+    """None: as many as before."""
 
 
 class Runtime:
@@ -27,10 +30,10 @@ class Runtime:
     summary = "the same graph on another engine, or with other graph rewriting"
 
     def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
-        if situation.tried:
-            return ()
         if situation.objective in ("size", "train"):
             return Refusal(f"the engine changes nothing for the objective {situation.objective}")
+        if situation.tried:
+            return _other_threads(situation)
         session = situation.plan.session
         configs = [
             RuntimeConfig(engine="openvino") if has_openvino() else None,
@@ -45,9 +48,24 @@ class Runtime:
         chosen = RuntimeConfig(**config)
         precision = plan.session.precision if chosen.engine == "openvino" else "float32"
         session = SessionConfig(
-            engine=chosen.engine, graph_optimization=chosen.graph_optimization, threads=plan.session.threads, precision=precision
+            engine=chosen.engine,
+            graph_optimization=chosen.graph_optimization,
+            threads=chosen.threads or plan.session.threads,
+            precision=precision,
         )
         return dataclasses.replace(plan, session=session)
+
+
+def _other_threads(situation: Situation) -> list[Config]:
+    """The quickest engine, and the one before, on other numbers of threads, where time that passes is what counts."""
+    if situation.objective not in ("latency", "throughput") or any(t.config["threads"] for t in situation.tried):
+        return []
+    session = situation.plan.session
+    best = max(situation.tried, key=lambda t: t.gain.value if t.gain else 0.0)
+    before = RuntimeConfig(engine=session.engine, graph_optimization=session.graph_optimization)
+    engines = {c.engine: c for c in (RuntimeConfig(**best.config), before)}.values()
+    others = [n for n in device.thread_counts() if n != session.threads]
+    return [dataclasses.asdict(dataclasses.replace(engine, threads=n)) for engine in engines for n in others]
 
 
 lever = Runtime()

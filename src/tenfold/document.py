@@ -1,0 +1,247 @@
+"""The document of a run, `result.json`: a function of what was recorded, and of outputs that are in the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from tenfold import __version__, device, final, insights
+from tenfold.context import Context
+from tenfold.execute import EAGER, Objective, ratio_of
+from tenfold.final import Final
+from tenfold.measure import Samples
+from tenfold.recipe import Recipe
+from tenfold.search import BASELINE, Candidate, Ladder, recipe_label, row_of, short
+from tenfold.sequence import Entry, margin_on_test, slices_on_test
+from tenfold.verdict import Decision, p_value, quality_difference
+
+SCHEMA = 1
+
+UNITS: dict[Objective, str] = {
+    "serve": "CPU-seconds a prediction",
+    "latency": "seconds a prediction",
+    "throughput": "seconds a prediction at batch 64 on all cores",
+    "size": "bytes of the model",
+    "train": "CPU-seconds a training step",
+}
+
+
+def document(
+    run: Context, ladder: Ladder, sequence: list[Entry], winner: Candidate | None, last: Final, compiled: dict[str, Any], *, show_examples: bool
+) -> dict[str, Any]:
+    """
+    Args:
+        winner: what was certified; None: the baseline is what is handed over.
+        last: the final timing of the winner's recipe, or of the empty one.
+        compiled: what torch.compile came to.
+    """
+    base = run.ledger["baseline"]
+    opened = run.ledger.knows("opening")
+    scores = {s: run.evaluator.scores(run.baseline, s) for s in ("valid", "confirm", *(["test"] if opened else []))}
+    samples = last.costs[final.own_point(run)]
+    reference = final.reference(run, samples)
+    single = {name: s.microseconds() for name, s in last.costs[final.SERVE].items()}
+    spent = _spent(run)
+    notices = list(run.ledger.notices)
+    if run.settings.objective == "train":
+        notices.append("one training a side: a claim about training, not about this one model, needs five seeds")
+    return {
+        "schema": SCHEMA,
+        "tenfold": __version__,
+        "run": run.folder.name,
+        "command": run.command,
+        "created": run.ledger.remember("created", lambda: datetime.now(UTC).isoformat(timespec="seconds")),
+        "workload": {
+            "name": run.workload.name, "identity": run.builder.workload_id, "demo": run.workload.demo,
+            "metric": run.workload.metric_name, "higher_is_better": run.workload.better_is_higher,
+            "margin": run.workload.margin, "margin_kind": run.workload.margin_kind, "margin_absolute": run.margin,
+            "labels": list(run.examples.labels) if run.examples.labels else None,
+            "examples": run.examples.sizes(), "notes": list(run.examples.notes),
+        },
+        "objective": run.settings.objective,
+        "operating_point": dataclasses.asdict(run.evaluator.point),
+        "unit": UNITS[run.settings.objective],
+        "seed": run.settings.seed,
+        "baseline": {
+            "quality": {s: float(v.mean()) for s, v in scores.items()} | ({} if opened else {"test": None}),
+            "costs": {
+                "eager": single[EAGER], "onnxruntime": single[BASELINE],
+                "compiled": Samples.from_json(compiled["samples"]).microseconds() if "samples" in compiled else {"reason": compiled["reason"]},
+            },
+            "cheaper": "eager" if reference == EAGER else "onnxruntime",
+            "training": base["training"], "bytes": base["bytes"], "peak_memory_bytes": final.memory(run, run.baseline),
+        },
+        "ladder": _rows(run, ladder, last, winner, reference),
+        "candidates": [_candidate(c, winner) for c in ladder.candidates],
+        "sequence": sequence,
+        "certified": _certified(run, winner, sequence) if winner else None,
+        "gain": {name: value.to_json() if value else None for name, value in final.gains(run, last).items()},
+        "points": _points(run, last),
+        **_insights(run, last, winner, show_examples=show_examples),
+        "spent": spent,
+        "break_even_predictions": _break_even(samples[reference], samples[last.last], spent) if winner else None,
+        "test_openings": run.ledger["opening"] if opened else 0,
+        "exit_code": 0 if winner else 3,
+        "environment": device.environment(),
+        "notices": notices,
+        "bundle": str(run.folder / "bundle"),
+    }  # fmt: skip
+
+
+def manifest(run: Context, document: dict[str, Any], last: Final) -> dict[str, Any]:
+    """What a bundle's manifest says beside its files, of a finished document."""
+    certified = document["certified"]
+    return {
+        "workload": run.workload.name,
+        "task": "classification" if run.workload.classifies else "regression",
+        "labels": document["workload"]["labels"],
+        "session": last.plan.session.to_json(),
+        "operating_point": document["operating_point"],
+        "certified": certified is not None,
+        "quality": {
+            "metric": run.workload.metric_name, "margin": run.margin, "certified": certified, "baseline": document["baseline"]["quality"],
+        },
+        "costs": {
+            "unit": "microseconds a prediction",
+            "points": [{k: p[k] for k in ("batch", "threads")} | p["candidate"] for p in document["points"]],
+            "worst_case_ratio_to_mean": last.costs[final.own_point(run)][last.last].worst_to_mean(),
+            "peak_memory_bytes": final.memory(run, last.plan),
+        },
+        "gain": document["gain"],
+        "recipe": last.recipe.to_json(),
+    }  # fmt: skip
+
+
+def _certified(run: Context, winner: Candidate, sequence: list[Entry]) -> dict[str, Any]:
+    base, cand = run.evaluator.scores(run.baseline, "test"), run.evaluator.scores(winner.plan, "test")
+    groups, margin = run.examples.test.groups, margin_on_test(run)
+    return {
+        "recipe": winner.recipe.id,
+        "label": recipe_label(winner.recipe),
+        "quality_difference": next(s["test"] for s in sequence if s["recipe"] == winner.recipe.id),
+        "margin": margin,
+        "n": len(base),
+        "p": p_value(lambda level: quality_difference(base, cand, groups=groups, level=level), margin),
+        "baseline_quality": float(base.mean()),
+        "candidate_quality": float(cand.mean()),
+    }
+
+
+# ---------------------------------------------------------------- ladder and candidates
+
+
+def _rows(run: Context, ladder: Ladder, last: Final, winner: Candidate | None, reference: str) -> list[dict[str, Any]]:
+    """The ladder's rows, with the factors of what was certified as they were timed together: they multiply to the headline."""
+    if winner is None:
+        return [_not_certified(r) for r in ladder.rows]
+    pulled = _pulled(run, ladder, last)
+    rows = [_exported(run, last)] if reference == EAGER and run.settings.objective not in ("size", "train") else []
+    for r in ladder.rows:
+        kept = pulled.get((r["stage"], r["lever"]))
+        if kept is None and r["verdict"] == Decision.TAKE:
+            kept = {**r, "verdict": str(Decision.REFUSE), "reason": "a candidate without it was certified, this one was not"}
+        rows.append(kept or r)
+    return rows
+
+
+def _not_certified(row: dict[str, Any]) -> dict[str, Any]:
+    if row["verdict"] != Decision.TAKE:
+        return row
+    return {**row, "verdict": str(Decision.INCONCLUSIVE), "reason": f"could not be certified ({row['reason']})"}
+
+
+def _pulled(run: Context, ladder: Ladder, last: Final) -> dict[tuple[str, str], dict[str, Any]]:
+    """A row for each pull of the final recipe, by stage and lever."""
+    by_id = {c.recipe.id: c for c in ladder.candidates}
+    names, recipe = list(last.prefixes), Recipe(workload=last.recipe.workload, seed=last.recipe.seed)
+    out = {}
+    for before, after, pull in zip(names, names[1:], last.recipe.pulls, strict=False):
+        recipe = recipe.then(pull.lever, pull.config)
+        candidate = by_id[recipe.id]
+        factor = final.factor(run, last, before, after)
+        tried = next((r["tried"] for r in ladder.rows if (r["stage"], r["lever"]) == (str(candidate.stage), pull.lever)), 0)
+        out[str(candidate.stage), pull.lever] = row_of(
+            candidate.stage, pull.lever, Decision.TAKE, f"{short(pull.lever, pull.config)}: {factor.value:.2f}× cheaper",
+            config=pull.config, quality=candidate.verdict.quality, cost=factor, recipe=recipe.id, tried=tried,
+        )  # fmt: skip
+    return out
+
+
+def _exported(run: Context, last: Final) -> dict[str, Any]:
+    """Where eager PyTorch is the cheaper baseline, the first factor is what leaving it costs."""
+    factor = final.factor(run, last, EAGER, BASELINE)
+    reason = f"what the levers work on runs in onnxruntime: {factor.value:.2f}× of eager PyTorch, the cheaper baseline here"
+    return row_of("export", "onnxruntime", Decision.TAKE, reason, cost=factor)
+
+
+def _candidate(c: Candidate, winner: Candidate | None) -> dict[str, Any]:
+    return {
+        "recipe": c.recipe.id, "label": recipe_label(c.recipe), "stage": str(c.stage), "lever": c.lever, "config": c.config,
+        "quality_difference": c.verdict.quality.to_json() if c.verdict.quality else None,
+        "gain": c.gain.to_json() if c.gain else None,
+        "verdict": str(c.verdict.decision), "reason": c.verdict.reason,
+        "certified": winner is not None and c.recipe.id == winner.recipe.id,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- costs
+
+
+def _points(run: Context, last: Final) -> list[dict[str, Any]]:
+    """Baseline and candidate at both operating points; the baseline is the cheaper one at the run's own point."""
+    reference = final.reference(run, last.costs[final.own_point(run)])
+    out = []
+    for name, point in final.points_of(run).items():
+        samples = last.costs[name]
+        ratios = {kind: ratio_of(samples[reference], samples[last.last], kind).to_json() for kind in ("cpu", "wall")}
+        sides = {"baseline": samples[reference].microseconds(), "candidate": samples[last.last].microseconds()}
+        out.append({**dataclasses.asdict(point), **sides, **ratios})
+    return out
+
+
+def _spent(run: Context) -> dict[str, Any]:
+    """What the run cost, by activity; work that an earlier run had stored is counted apart."""
+    entries = {e["key"]: e["value"] for e in run.ledger.entries}
+    activity: dict[str, float] = {}
+    reused = 0.0
+    for key, value in entries.items():
+        if key.startswith("step:"):
+            activity[value["kind"]] = activity.get(value["kind"], 0.0) + value["seconds"]
+            reused += value["reused_seconds"]
+        elif (key.startswith("cost:") or key == "compiled") and "seconds" in value:
+            activity["time"] = activity.get("time", 0.0) + value["seconds"]
+    total = run.ledger.remember("finished", lambda: run.ledger.elapsed)
+    activity["other"] = max(0.0, total - sum(activity.values()))
+    return {
+        "seconds": total,
+        "search_seconds": total - entries["clock"],
+        "by_activity": activity,
+        "baseline_seconds": entries["baseline"]["training_seconds"],
+        "reused_seconds": reused,
+    }
+
+
+def _break_even(baseline: Samples, candidate: Samples, spent: dict[str, Any]) -> int | None:
+    """Predictions after which the search has paid, counting every core busy for all of it."""
+    saved = float((baseline.cpu.mean() / baseline.batch - candidate.cpu.mean() / candidate.batch) / 1e9)
+    return math.ceil(spent["search_seconds"] * device.cores() / saved) if saved > 0 else None
+
+
+# ---------------------------------------------------------------- beyond the mean
+
+
+def _insights(run: Context, last: Final, winner: Candidate | None, *, show_examples: bool) -> dict[str, Any]:
+    """On test, once it has been opened and something was certified on it."""
+    out: dict[str, Any] = {"slices": [], "agreement": None, "calibration": None, "disagreements": []}
+    if winner is None:
+        return out
+    test = run.examples.test
+    out["slices"] = slices_on_test(run, last.plan)
+    base, cand = (run.builder.outputs(p, test, run.evaluator.point.batch) for p in (run.baseline, last.plan))
+    if run.workload.classifies and base.ndim == 2 and test.targets is not None and test.targets.ndim == 1:
+        out["agreement"] = insights.agreement(base, cand, test.targets)
+        out["calibration"] = insights.calibration(base, cand, test.targets)
+        out["disagreements"] = insights.disagreements(base, cand, test, run.examples.labels, with_images=show_examples)
+    return out

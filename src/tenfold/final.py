@@ -1,0 +1,166 @@
+"""The last timing: every prefix of a recipe, the baseline and eager PyTorch together; and the gains that come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any, Literal
+
+from tenfold.context import Context
+from tenfold.execute import (
+    EAGER,
+    Objective,
+    OperatingPoint,
+    as_json,
+    compiled_runner,
+    first_batch,
+    from_json,
+    ratio_of,
+    torch_threads,
+)  # fmt: skip
+from tenfold.lever import apply_all
+from tenfold.measure import Samples, interleave, peak_memory
+from tenfold.plan import Plan
+from tenfold.recipe import Recipe, digest
+from tenfold.search import BASELINE, CURRENT
+from tenfold.verdict import Interval, exact_ratio
+
+SECONDS, CALLS = 3.0, 2_000
+"""Timing of each side at each operating point."""
+COMPILE_SECONDS = 120.0
+"""Budget that must be left for torch.compile to be timed as a reference."""
+
+Gain = Literal["serve", "train", "memory", "size"]
+GAIN_OF: dict[Objective, Gain] = {"serve": "serve", "latency": "serve", "throughput": "serve", "size": "size", "train": "train"}
+"""The gain that an objective is about."""
+
+SERVE, THROUGHPUT = "serve", "throughput"
+"""The two operating points that every run states: single predictions, and batch 64 on all cores."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Final:
+    """A recipe, or the baseline alone, as it was timed at the end."""
+
+    recipe: Recipe
+    prefixes: dict[str, Plan]
+    """The baseline, and the plan after each pull, in order; the names are those of the samples."""
+    costs: dict[str, dict[str, Samples]]
+    """By operating point, then by side: the prefixes and `EAGER`."""
+
+    @property
+    def plan(self) -> Plan:
+        return self.prefixes[self.last]
+
+    @property
+    def last(self) -> str:
+        return list(self.prefixes)[-1]
+
+
+def points_of(run: Context) -> dict[str, OperatingPoint]:
+    """The two operating points; the run's own stands in for the one that it is a case of."""
+    own = run.evaluator.point
+    points = {SERVE: OperatingPoint.of("serve"), THROUGHPUT: OperatingPoint.of("throughput")}
+    return points | {own_point(run): own}
+
+
+def own_point(run: Context) -> str:
+    """The operating point that the objective is measured at."""
+    return THROUGHPUT if run.settings.objective == "throughput" else SERVE
+
+
+def time_all(run: Context, recipe: Recipe) -> Final:
+    """Time the baseline and every prefix of a recipe together, at each operating point; recorded once."""
+    pulls = [(p.lever, p.config) for p in recipe.pulls]
+    prefixes = {BASELINE: run.baseline} | {f"{i}:{p[0]}": apply_all(run.baseline, pulls[: i + 1]) for i, p in enumerate(pulls)}
+    split = "test" if run.ledger.knows("opening") else "valid"
+    costs = {}
+    for name, point in points_of(run).items():
+
+        def measure(point: OperatingPoint = point) -> dict[str, Any]:
+            before = run.evaluator.timing_seconds
+            samples = run.evaluator.costs(prefixes, split=split, seconds=SECONDS, point=point, eager=True, most=CALLS)
+            return {"seconds": run.evaluator.timing_seconds - before, "samples": as_json(samples)}
+
+        run.view.note(f"timing the ladder at batch {point.batch}", 0.0)
+        costs[name] = from_json(run.ledger.remember(f"cost:final:{name}:{recipe.id}", measure)["samples"])
+    return Final(recipe=recipe, prefixes=prefixes, costs=costs)
+
+
+def reference(run: Context, samples: dict[str, Samples]) -> str:
+    """The side that gains are against: the cheaper of eager PyTorch and plain onnxruntime."""
+    return EAGER if run.evaluator.ratio(samples[EAGER], samples[BASELINE]).value < 1 else BASELINE
+
+
+def gains(run: Context, final: Final) -> dict[Gain, Interval | None]:
+    samples = final.costs[own_point(run)]
+    sizes = [graph_bytes(run, p) for p in (run.baseline, final.plan)]
+    return {
+        "serve": run.evaluator.ratio(samples[reference(run, samples)], samples[final.last]),
+        "train": training_gain(run, final.plan),
+        "memory": exact_ratio(memory(run, run.baseline), memory(run, final.plan)),
+        "size": exact_ratio(sizes[0], sizes[1]),
+    }
+
+
+def factor(run: Context, final: Final, before: str, after: str) -> Interval:
+    """How many times cheaper one side is than another, in the unit of the objective."""
+    if run.settings.objective == "size":
+        return exact_ratio(*(graph_bytes(run, final.prefixes[n]) for n in (before, after)))
+    if run.settings.objective == "train":
+        steps = [training_gain(run, final.prefixes[n]) or exact_ratio(1.0, 1.0) for n in (before, after)]
+        scale = steps[0].value
+        return Interval(value=steps[1].value / scale, low=steps[1].low / scale, high=steps[1].high / scale)
+    samples = final.costs[own_point(run)]
+    return run.evaluator.ratio(samples[before], samples[after])
+
+
+def training_gain(run: Context, plan: Plan) -> Interval | None:
+    """How many times cheaper the plan is to train; None where the weights were given."""
+    training = run.ledger["baseline"]["training"]
+    if training is None:
+        return None
+    if plan.training == run.baseline.training:
+        if not plan.model_passes:
+            return exact_ratio(1.0, 1.0)
+        total = training["cpu_seconds"]
+        return exact_ratio(total, total + run.builder.shaped(plan).meta["cpu_seconds"])
+
+    def measure() -> dict[str, Any]:
+        return {"samples": as_json(run.evaluator.training_costs({BASELINE: run.baseline.training, CURRENT: plan.training}))}
+
+    samples = from_json(run.ledger.remember(f"cost:final:train:{digest(plan.training)[:16]}", measure)["samples"])
+    return ratio_of(samples[BASELINE], samples[CURRENT], "cpu")
+
+
+def graph_bytes(run: Context, plan: Plan) -> int:
+    """Of the graph alone: what else a bundle holds is the same few kilobytes for every model."""
+    return (run.builder.graph(plan).path / "model.onnx").stat().st_size
+
+
+def memory(run: Context, plan: Plan) -> int:
+    """Peak resident bytes of a fresh serving process."""
+    graph = run.builder.graph(plan)
+    key = f"memory:{graph.path.name}:{plan.session.engine}:{plan.session.graph_optimization}"
+    example = first_batch(run.examples.valid.inputs, 1)
+    peak: int = run.ledger.remember(key, lambda: peak_memory(graph.path / "model.onnx", plan.session, example))
+    return peak
+
+
+def compiled(run: Context, seconds_left: float) -> dict[str, Any]:
+    """Samples of torch.compile as a reference at single predictions; or, in words, why there are none."""
+
+    def measure() -> dict[str, Any]:
+        if run.workload.demo or run.settings.quick or seconds_left < COMPILE_SECONDS:
+            return {"reason": "left out of demonstrations, of --quick, and where too little of the budget is left to compile"}
+        inputs, began = run.examples.test.inputs, time.perf_counter()
+        model = run.builder.load(run.builder.shaped(run.baseline))
+        with torch_threads(1):
+            runner = compiled_runner(model, first_batch(inputs, 1))
+            if isinstance(runner, str):
+                return {"reason": runner, "seconds": time.perf_counter() - began}
+            samples = interleave({"compiled": runner}, inputs, batch=1, rounds=5, calls=200)["compiled"]
+        return {"samples": samples.to_json(), "seconds": time.perf_counter() - began}
+
+    found: dict[str, Any] = run.ledger.remember("compiled", measure)
+    return found

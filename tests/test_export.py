@@ -1,0 +1,52 @@
+"""A graph must answer a batch as it answers its examples one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tenfold.errors import ExportError
+from tenfold.export import check_batches
+
+X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+
+
+def graph(path: Path, *nodes: onnx.NodeProto, **constants: np.ndarray) -> Path:
+    """From `input` (batch, 4) to `output`, by `nodes`."""
+    body = helper.make_graph(
+        list(nodes), "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_graph_that_treats_rows_alike_deviates_nowhere(tmp_path: Path) -> None:
+    path = graph(tmp_path / "g.onnx", helper.make_node("Relu", ["input"], ["output"]))
+    assert check_batches(path, [X]) == {"2": 0.0, "7": 0.0, "64": 0.0}
+
+
+def test_a_graph_whose_rows_depend_on_one_another_is_refused(tmp_path: Path) -> None:
+    mean = helper.make_node("ReduceMean", ["input"], ["mean"], axes=[0], keepdims=1)
+    path = graph(tmp_path / "g.onnx", mean, helper.make_node("Sub", ["input", "mean"], ["output"]))
+    with pytest.raises(ExportError, match="at batch 2 the graph differs"):
+        check_batches(path, [X])
+
+
+def test_a_graph_that_drops_its_batch_is_refused(tmp_path: Path) -> None:
+    path = graph(tmp_path / "g.onnx", helper.make_node("ReduceSum", ["input", "axes"], ["output"], keepdims=1), axes=np.array([0]))
+    with pytest.raises(ExportError, match="its batch is not dynamic"):
+        check_batches(path, [X])
+
+
+def test_a_graph_that_quantizes_as_it_comes_may_deviate_and_says_how_far(tmp_path: Path) -> None:
+    quantize = helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "scale", "zero"])
+    path = graph(tmp_path / "g.onnx", quantize, helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["output"]))
+    deviation = check_batches(path, [X * np.geomspace(1, 1000, 20, dtype=np.float32)[:, None]])
+    assert 0 < deviation["64"] < 0.01
