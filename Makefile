@@ -26,7 +26,8 @@ bench: $(VENV)/.installed-dev
 	-$(BIN)/python benchmarks/guard/run.py
 	$(BIN)/python benchmarks/resume/run.py
 	$(BIN)/python benchmarks/baselines/run.py
-	$(BIN)/tenfold run fashion-mnist --budget 20m
+	-$(BIN)/tenfold run fashion-mnist --budget 20m --out runs/bench $(if $(wildcard runs/bench),--resume)
+	$(BIN)/python benchmarks/byhand/run.py fashion-mnist runs/bench
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

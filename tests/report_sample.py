@@ -347,6 +347,8 @@ _RESULT: dict[str, Any] = {
         {
             "batch": 1,
             "threads": 1,
+            "candidate_threads": 1,
+            "reference": "onnxruntime",
             "baseline": _micros(94.1283),
             "candidate": _micros(94.1283 / _GAIN),
             "cpu": interval(_GAIN, 4.5097, 4.8551),
@@ -355,6 +357,8 @@ _RESULT: dict[str, Any] = {
         {
             "batch": 64,
             "threads": 2,
+            "candidate_threads": 4,
+            "reference": "eager",
             "baseline": _micros(41.7702, 0.4),
             "candidate": _micros(13.0912, 0.4),
             "cpu": interval(3.1907, 3.0211, 3.3505),

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from tenfold.engine import SessionConfig
 from tenfold.errors import ExportError
-from tenfold.export import check_batches
+from tenfold.export import check_batches, export
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 
@@ -29,24 +31,36 @@ def graph(path: Path, *nodes: onnx.NodeProto, **constants: np.ndarray) -> Path:
 
 def test_a_graph_that_treats_rows_alike_deviates_nowhere(tmp_path: Path) -> None:
     path = graph(tmp_path / "g.onnx", helper.make_node("Relu", ["input"], ["output"]))
-    assert check_batches(path, [X]) == {"2": 0.0, "7": 0.0, "64": 0.0}
+    assert check_batches(path, [X], SessionConfig()) == {"2": 0.0, "7": 0.0, "64": 0.0}
 
 
 def test_a_graph_whose_rows_depend_on_one_another_is_refused(tmp_path: Path) -> None:
     mean = helper.make_node("ReduceMean", ["input"], ["mean"], axes=[0], keepdims=1)
     path = graph(tmp_path / "g.onnx", mean, helper.make_node("Sub", ["input", "mean"], ["output"]))
     with pytest.raises(ExportError, match="at batch 2 the graph differs"):
-        check_batches(path, [X])
+        check_batches(path, [X], SessionConfig())
 
 
 def test_a_graph_that_drops_its_batch_is_refused(tmp_path: Path) -> None:
     path = graph(tmp_path / "g.onnx", helper.make_node("ReduceSum", ["input", "axes"], ["output"], keepdims=1), axes=np.array([0]))
     with pytest.raises(ExportError, match="its batch is not dynamic"):
-        check_batches(path, [X])
+        check_batches(path, [X], SessionConfig())
 
 
 def test_a_graph_that_quantizes_as_it_comes_may_deviate_and_says_how_far(tmp_path: Path) -> None:
     quantize = helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "scale", "zero"])
     path = graph(tmp_path / "g.onnx", quantize, helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["output"]))
-    deviation = check_batches(path, [X * np.geomspace(1, 1000, 20, dtype=np.float32)[:, None]])
+    deviation = check_batches(path, [X * np.geomspace(1, 1000, 20, dtype=np.float32)[:, None]], SessionConfig())
     assert 0 < deviation["64"] < 0.01
+
+
+class ByLength(torch.nn.Module):
+    """An idiom that the exporter takes for a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), -1)
+
+
+def test_a_model_that_fixes_its_batch_is_told_how_to_mend_it(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="fixes its batch size somewhere"):
+        export(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), ByLength(), torch.nn.Linear(8, 3)), [X.reshape(5, 1, 4, 4)], tmp_path / "g.onnx")

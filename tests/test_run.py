@@ -23,8 +23,11 @@ from tenfold.bundle import Bundle, write_bundle
 from tenfold.certify import Standing, order_candidates, record_opening
 from tenfold.data.split import Split
 from tenfold.errors import TenfoldError
+from tenfold.execute import Evaluator
 from tenfold.ledger import Ledger
+from tenfold.measure import Samples
 from tenfold.pipeline import Result, run
+from tenfold.search import Search
 from tenfold.testing import blobs, small_net, small_workload
 from tenfold.train.config import TrainConfig
 from tenfold.verdict import Interval, certify
@@ -234,9 +237,11 @@ def test_where_eager_pytorch_is_the_cheaper_baseline_leaving_it_is_the_first_fac
 def test_where_time_counts_the_threads_of_the_baseline_are_tuned_and_stated(tmp_path: Path, objective: str) -> None:
     document = run(small_workload(), out=tmp_path / "run", budget=300, objective=objective, levers=["runtime"], view="quiet").document
     entries = [_entry(line) for line in (tmp_path / "run" / "ledger.jsonl").read_bytes().splitlines()]
-    tuned = next(e["value"] for e in entries if e["key"] == "baseline threads")
+    tuned = next(e["value"]["threads"] for e in entries if e["key"] == "cost:baseline threads")
     assert document["operating_point"] == {"batch": 64 if objective == "throughput" else 1, "threads": tuned}
     assert tuned in device.thread_counts()
+    stated = [(p["batch"], p["threads"]) for p in document["points"]]
+    assert {(1, 1), (64, device.cores()), tuple(document["operating_point"].values())} == set(stated)
     if device.cores() > 1:
         assert any(c["config"]["threads"] for c in document["candidates"])
 
@@ -265,6 +270,41 @@ def test_objective_size_and_train_have_costs_of_their_own(tmp_path: Path) -> Non
     assert prod(taken) == pytest.approx(size["gain"]["size"]["value"])
     train = run(small_workload(), out=tmp_path / "train", budget=300, objective="train", view="quiet").document
     assert next(r for r in train["ladder"] if r["stage"] == "train")["tried"] >= 2
+
+
+def picky_net() -> nn.Module:
+    """A net that cannot be trained in channels-last."""
+
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(x.shape[0], -1)
+
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), View(), nn.Linear(512, 3))
+
+
+def test_a_layout_that_the_model_does_not_take_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
+    workload = dataclasses.replace(small_workload(), model=picky_net)
+    document = run(workload, out=tmp_path / "run", budget=300, objective="train", levers=["precision"], view="quiet").document
+    failed = [c for c in document["candidates"] if c["reason"].startswith("failed:")]
+    assert failed
+    assert all("view" in c["reason"] and c["config"]["channels_last"] for c in failed)
+
+
+def test_what_is_only_known_to_be_cheaper_to_train_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Search, "_expected", lambda _self, _stage: 1e9)  # no budget is enough for a training
+    monkeypatch.setattr(Evaluator, "training_costs", cheaper_and_cheaper)
+    document = run(small_workload(), out=tmp_path / "run", budget=300, objective="train", levers=["precision"], view="quiet").document
+    assert document["exit_code"] == 3
+    best = max(document["candidates"], key=lambda c: c["gain"]["value"])
+    assert best["verdict"] == "inconclusive"
+    assert best["reason"].startswith("the budget ended before it was trained")
+    trained = [e for e in map(_entry, (tmp_path / "run" / "ledger.jsonl").read_bytes().splitlines()) if isinstance(e["value"], dict) and "kind" in e["value"]]
+    assert sum(e["value"]["kind"] == "train" for e in trained) == 1, "the baseline alone is trained"
+
+
+def cheaper_and_cheaper(_self: Evaluator, trainings: dict) -> tuple[dict[str, Samples], dict[str, str]]:
+    costs = {name: np.full((8, 1), 2**20 >> i) for i, name in enumerate(trainings)}
+    return {name: Samples(cpu=c, wall=c, batch=1) for name, c in costs.items()}, {}
 
 
 class Regressor(nn.Module):

@@ -29,6 +29,7 @@ from tenfold.verdict import (
     p_value,
     paired_binary_interval,
     quality_difference,
+    quality_p,
     tango_statistic,
 )
 
@@ -316,12 +317,19 @@ def test_binary_scores_in_groups_are_never_surer_than_independent_ones():
     # nothing differs, so a bootstrap alone would claim a width of zero from 60 examples
     same = np.tile([0.0, 1.0], 30)
     ours = quality_difference(same, same, groups=np.repeat(np.arange(20), 3))
-    assert (ours.low, ours.high) == (tango(0, 0, 60).low, tango(0, 0, 60).high)
+    # but the 20 groups show no more than 20 independent examples would
+    assert (ours.low, ours.high) == pytest.approx((tango(0, 0, 20).low, tango(0, 0, 20).high))
     # and where much differs in step, the groups decide
     candidate = np.repeat(np.arange(20) % 2, 3).astype(float)
     groups = np.repeat(np.arange(20), 3)
     ours = quality_difference(np.zeros(60), candidate, groups=groups)
     assert ours == bootstrap_difference(np.zeros(60), candidate, groups=groups)
+
+
+def test_a_bootstrap_claims_no_p_below_one_draw_and_the_score_interval_does():
+    same = np.tile([0.0, 1.0], 2_000)
+    assert quality_p(same, same, 0.05) == pytest.approx(1e-6)
+    assert quality_p(same, same, 0.05, groups=np.arange(4_000) // 2) == pytest.approx(1 / 2_000)
 
 
 @given(tables(), st.sampled_from([0.005, 0.02, 0.1]))

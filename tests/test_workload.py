@@ -261,6 +261,15 @@ def weighted(weight: object):
     return lambda output, target: ((output - target) ** 2).mean() * weight
 
 
+def mean_of(_held: object, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return ((output - target) ** 2).mean()
+
+
+CONSTANT = [nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)]
+for value, net in enumerate(CONSTANT):
+    nn.init.constant_(net.weight, value)
+
+
 class Threshold:
     """A metric with a setting."""
 
@@ -280,8 +289,15 @@ class Threshold:
         ({"loss": nn.CrossEntropyLoss(weight=torch.ones(3))}, {"loss": nn.CrossEntropyLoss(weight=torch.arange(3.0))}),
         ({"metric": Threshold(0.1)}, {"metric": Threshold(0.2)}),
         ({"metric": Threshold(0.1).__call__}, {"metric": Threshold(0.2).__call__}),
+        ({"loss": functools.partial(mean_of, Threshold(0.1))}, {"loss": functools.partial(mean_of, Threshold(0.2))}),
+        ({"loss": functools.partial(mean_of, np.zeros(5000))}, {"loss": functools.partial(mean_of, np.eye(1, 5000, 2500)[0])}),
+        ({"loss": weighted([Threshold(0.1)])}, {"loss": weighted([Threshold(0.2)])}),
+        ({"loss": weighted(CONSTANT[0])}, {"loss": weighted(CONSTANT[1])}),
+        ({"loss": weighted(torch.ones(3, dtype=torch.bfloat16))}, {"loss": weighted(torch.zeros(3, dtype=torch.bfloat16))}),
+        ({"loss": weighted(np.array([None, "a"]))}, {"loss": weighted(np.array([None, "b"]))}),
     ],
-    ids=["closure", "tensor in a closure", "setting of a module", "weights of a module", "object", "method"],
+    ids=["closure", "tensor in a closure", "setting of a module", "weights of a module", "object", "method", "object in a partial",
+         "long array in a partial", "object in a list", "teacher", "bfloat16", "objects"],
 )
 def test_what_a_function_or_object_holds_is_part_of_the_identity(one, other):
     assert identity_of(**one) == identity_of(**one)

@@ -88,15 +88,15 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # onnxruntime's advice to prepare a graph that is prepared
 
+    result = json.loads((arguments.run / "result.json").read_text())
     workload = find(arguments.workload, arguments.data)
     examples = load(workload)
-    builder = Builder(workload, examples, Store(cache_dir() / "steps"), seed=0, threads=device.cores())
-    session = plain_session()
-    plain = builder.graph(Plan(training=workload.training, session=session)).path / "model.onnx"
-    result = json.loads((arguments.run / "result.json").read_text())
+    builder = Builder(workload, examples, Store(cache_dir() / "steps"), seed=result["seed"], threads=device.cores())
+    session, margin = plain_session(), result["workload"]["margin_absolute"]
+    plain = builder.graph(Plan(training=workload.training, seed=result["seed"], session=session)).path / "model.onnx"
     if result["workload"]["identity"] != builder.workload_id:
-        raise SystemExit("that run was of another workload, or of the same at another time: run it again")
-    record = {"workload": workload.name, "margin": workload.margin, "environment": device.environment()}
+        raise SystemExit("that run was of another workload, or of the same with other code or data: run it again")
+    record = {"workload": workload.name, "margin": margin, "environment": device.environment()}
 
     with tempfile.TemporaryDirectory() as scratch:
         made, refused = quantize_all(plain, examples.train.inputs[0], Path(scratch))
@@ -111,7 +111,7 @@ def main() -> None:
         quality = {name: float((scores(runners[name], "valid") - base).mean()) for name in made}
         screened = interleave(runners, examples.valid.inputs, batch=1, **SCREEN)
         screen = {name: ratio_of(screened["float32"], screened[name], "cpu") for name in made}
-        able = [name for name in made if quality[name] >= -workload.margin]
+        able = [name for name in made if quality[name] >= -margin]
         best = max(able, key=lambda name: screen[name].value) if able else None
         record |= {
             "recipes": {n: {"valid_difference": quality[n], "cost_ratio": screen[n].to_json()} for n in made},
@@ -125,7 +125,7 @@ def main() -> None:
         bundle = Bundle.load(arguments.run / "bundle")
         sides = {"float32": runners["float32"], "tenfold": open_session(bundle.path / "model.onnx", bundle.session)}
         sides |= {"by hand": runners[best]} if best else {}
-        record_opening(cache_dir() / "openings", examples.test.identity, f"byhand {result['command']}")
+        record_opening(cache_dir() / "openings", examples.test.identity, f"byhand {result['created']} {result['command']}")
         timed = interleave(sides, examples.test.inputs, batch=1, **FINAL)
         on_test = {name: scores(runner, "test") for name, runner in sides.items()}
     final = {

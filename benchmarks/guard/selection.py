@@ -9,7 +9,7 @@ from plants import Offer, Scores, draw_together
 from rules import difference, exact_rate
 
 from tenfold.certify import CONFIRMED, Standing, front, order_candidates
-from tenfold.verdict import Decision, Interval, certify, choose, exact_ratio, fixed_sequence
+from tenfold.verdict import COST_BAR, Decision, Interval, certify, choose, exact_ratio, fixed_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def select(offers: list[Offer], valid: Scores, confirm: Scores, test: Scores, ma
     taken = [
         Standing(recipe=str(c), quality=_interval(valid, c), gain=cost)
         for c, cost in enumerate(costs)
-        if choose(_interval(valid, c), cost, margin).decision is Decision.TAKE
+        if cost.low >= COST_BAR and choose(_interval(valid, c), cost, margin).decision is Decision.TAKE
     ]
     standings = [
         Standing(recipe=s.recipe, quality=_interval(confirm, int(s.recipe)), gain=s.gain) for s in front(taken, CONFIRMED)

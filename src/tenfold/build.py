@@ -127,7 +127,9 @@ class Builder:
             "workload": self.workload_id,
             "training": dataclasses.asdict(plan.training),
             "seed": plan.seed,
-            "environment": [device.cpu_class(), self.threads, self._versions["torch"], __version__],
+            "environment": [
+                device.cpu_class(), self.threads, self._versions["torch"], __version__, *(["cuda"] if pick_device().type == "cuda" else []),
+            ],
         }
 
     def trained(self, plan: Plan) -> Step:
@@ -163,9 +165,9 @@ class Builder:
 
             def work(folder: Path, before: Step = before, done: Any = done) -> dict[str, Any]:
                 model = self.load(before)
-                done.apply(model, plan.training, self._materials(folder, done.key.get("pass", "pass")))
+                facts: dict[str, Any] = done.apply(model, plan.training, self._materials(folder, done.key.get("pass", "pass")))
                 _save(model, folder / "model.safetensors")
-                return {}
+                return facts
 
             step = self._step("train", key, work)
         return step
@@ -194,8 +196,7 @@ class Builder:
 
             def work(folder: Path) -> dict[str, Any]:
                 source, target = self.graph(before).path / "model.onnx", folder / "model.onnx"
-                facts = last.apply(source, target, self._materials(folder, "calibrating"))
-                return facts | {"batch_deviation": check_batches(target, self.examples.valid.take(slice(0, 64)).inputs)}
+                return last.apply(source, target, self._materials(folder, "calibrating"))
 
             return self._step("calibrate", self.graph_key(plan), work)
 
@@ -206,16 +207,34 @@ class Builder:
 
         return self._step("export", self.graph_key(plan), write)
 
+    def batches(self, plan: Plan) -> dict[str, float]:
+        """See that the plan answers batches as it answers single examples, on its own engine; the largest deviation of each.
+
+        Raises:
+            ExportError: it does not.
+        """
+        config = dataclasses.replace(plan.session, threads=1)
+        key = {
+            "step": "batches", "from": self.graph_key(plan), "session": config.to_json(),
+            "cpu_class": device.cpu_class(), "versions": device.versions(),
+        }  # fmt: skip
+
+        def work(_folder: Path) -> dict[str, Any]:
+            return {"deviation": check_batches(self.graph(plan).path / "model.onnx", self.examples.valid.take(slice(0, 64)).inputs, config)}
+
+        deviation: dict[str, float] = self._step("evaluate", key, work).meta["deviation"]
+        return deviation
+
     def outputs(self, plan: Plan, examples: Split, batch: int) -> Array:
         """What the plan's session answers on examples: (n, …), `batch` of them a call as in service."""
+        config = dataclasses.replace(plan.session, threads=1)
         key = {
-            "step": "outputs", "from": self.graph_key(plan), "session": plan.session.to_json(), "batch": batch,
+            "step": "outputs", "from": self.graph_key(plan), "session": config.to_json(), "batch": batch,
             "on": examples.identity, "cpu_class": device.cpu_class(), "versions": device.versions(),
         }  # fmt: skip
 
         def work(folder: Path) -> dict[str, Any]:
             model = self.graph(plan).path / "model.onnx"
-            config = dataclasses.replace(plan.session, threads=1)
             # OpenVINO's Python call deadlocks when two threads of a process are in it
             workers = min(device.cores(), len(examples)) if config.engine == "onnxruntime" else 1
             bounds = np.linspace(0, len(examples), workers + 1).astype(int) // batch * batch

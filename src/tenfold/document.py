@@ -15,14 +15,14 @@ from tenfold.measure import Samples
 from tenfold.recipe import Recipe
 from tenfold.search import BASELINE, Candidate, Ladder, recipe_label, row_of, short
 from tenfold.sequence import Entry, margin_on_test, slices_on_test
-from tenfold.verdict import Decision, p_value, quality_difference
+from tenfold.verdict import Decision, quality_p
 
 SCHEMA = 1
 
 UNITS: dict[Objective, str] = {
     "serve": "CPU-seconds a prediction",
     "latency": "seconds a prediction",
-    "throughput": "seconds a prediction at batch 64 on all cores",
+    "throughput": "seconds a prediction at batch 64",
     "size": "bytes of the model",
     "train": "CPU-seconds a training step",
 }
@@ -101,11 +101,12 @@ def manifest(run: Context, document: dict[str, Any], last: Final) -> dict[str, A
         "operating_point": document["operating_point"],
         "certified": certified is not None,
         "quality": {
-            "metric": run.workload.metric_name, "margin": run.margin, "certified": certified, "baseline": document["baseline"]["quality"],
+            "metric": run.workload.metric_name, "margin": certified["margin"] if certified else run.margin, "certified": certified, "baseline": document["baseline"]["quality"],
         },
         "costs": {
             "unit": "microseconds a prediction",
-            "points": [{k: p[k] for k in ("batch", "threads")} | p["candidate"] for p in document["points"]],
+            "points": [{"batch": p["batch"], "threads": p["candidate_threads"], **p["candidate"]} for p in document["points"]],
+            "batch_deviation": run.builder.batches(last.plan),
             "worst_case_ratio_to_mean": last.costs[final.own_point(run)][last.last].worst_to_mean(),
             "peak_memory_bytes": final.memory(run, last.plan),
         },
@@ -123,7 +124,7 @@ def _certified(run: Context, winner: Candidate, sequence: list[Entry]) -> dict[s
         "quality_difference": next(s["test"] for s in sequence if s["recipe"] == winner.recipe.id),
         "margin": margin,
         "n": len(base),
-        "p": p_value(lambda level: quality_difference(base, cand, groups=groups, level=level), margin),
+        "p": quality_p(base, cand, margin, groups=groups),
         "baseline_quality": float(base.mean()),
         "candidate_quality": float(cand.mean()),
     }
@@ -190,14 +191,16 @@ def _candidate(c: Candidate, winner: Candidate | None) -> dict[str, Any]:
 
 
 def _points(run: Context, last: Final) -> list[dict[str, Any]]:
-    """Baseline and candidate at both operating points; the baseline is the cheaper one at the run's own point."""
-    reference = final.reference(run, last.costs[final.own_point(run)])
+    """The cheaper baseline and the candidate at each operating point."""
     out = []
     for name, point in final.points_of(run).items():
         samples = last.costs[name]
+        reference = final.reference(run, samples)
         ratios = {kind: ratio_of(samples[reference], samples[last.last], kind).to_json() for kind in ("cpu", "wall")}
         sides = {"baseline": samples[reference].microseconds(), "candidate": samples[last.last].microseconds()}
-        out.append({**dataclasses.asdict(point), **sides, **ratios})
+        threads = last.plan.session.threads if point == run.evaluator.point else point.threads
+        engine = "eager" if reference == EAGER else "onnxruntime"
+        out.append({**dataclasses.asdict(point), "candidate_threads": threads, "reference": engine, **sides, **ratios})
     return out
 
 
@@ -210,7 +213,7 @@ def _spent(run: Context) -> dict[str, Any]:
         if key.startswith("step:"):
             activity[value["kind"]] = activity.get(value["kind"], 0.0) + value["seconds"]
             reused += value["reused_seconds"]
-        elif (key.startswith("cost:") or key == "compiled") and "seconds" in value:
+        elif (key.startswith("cost:") or key in ("baseline", "compiled")) and "seconds" in value:
             activity["time"] = activity.get("time", 0.0) + value["seconds"]
     total = run.ledger.remember("finished", lambda: run.ledger.elapsed)
     activity["other"] = max(0.0, total - sum(activity.values()))
@@ -224,9 +227,11 @@ def _spent(run: Context) -> dict[str, Any]:
 
 
 def _break_even(baseline: Samples, candidate: Samples, spent: dict[str, Any]) -> int | None:
-    """Predictions after which the search has paid, counting every core busy for all of it."""
+    """Predictions after which the search has paid, counting every core busy for all of it; None where none is shown to be cheaper."""
+    if ratio_of(baseline, candidate, "cpu").low <= 1:
+        return None
     saved = float((baseline.cpu.mean() / baseline.batch - candidate.cpu.mean() / candidate.batch) / 1e9)
-    return math.ceil(spent["search_seconds"] * device.cores() / saved) if saved > 0 else None
+    return math.ceil(float(spent["search_seconds"]) * device.cores() / saved)
 
 
 # ---------------------------------------------------------------- beyond the mean

@@ -74,6 +74,8 @@ def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # its threads would spin on after a call, in the time of whatever is called next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.graph_optimization_level = {
         "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,

@@ -119,8 +119,10 @@ class Evaluator:
         counts = device.thread_counts()
         runners = {str(n): open_session(graph, dataclasses.replace(self.baseline.session, threads=n)) for n in counts}
         inputs = self.builder.examples.valid.inputs
+        started = time.perf_counter()
         calls = calls_for(runners, inputs, batch=self.point.batch, rounds=ROUNDS, seconds=THREADS_SECONDS * len(runners))
         samples = interleave(runners, inputs, batch=self.point.batch, rounds=ROUNDS, calls=calls)
+        self.timing_seconds += time.perf_counter() - started
         return min(counts, key=lambda n: float(samples[str(n)].wall.mean()))
 
     def use_threads(self, threads: int) -> None:
@@ -128,13 +130,21 @@ class Evaluator:
         self.point = dataclasses.replace(self.point, threads=threads)
         self.baseline = dataclasses.replace(self.baseline, session=dataclasses.replace(self.baseline.session, threads=threads))
 
-    def training_costs(self, trainings: Mapping[str, TrainConfig]) -> dict[str, Samples]:
-        """Raw cost samples of training steps, interleaved; `batch` is examples a step."""
+    def training_costs(self, trainings: Mapping[str, TrainConfig]) -> tuple[dict[str, Samples], dict[str, str]]:
+        """Raw cost samples of training steps, interleaved; `batch` is examples a step. And why others could not take one."""
         started = time.perf_counter()
-        steps = {name: self._step(config) for name, config in trainings.items()}
+        steps, failed = {}, {}
+        for name, config in trainings.items():
+            try:
+                step = self._step(config)
+                step()
+            except Exception as error:  # the user's model may not take the layout or precision
+                failed[name] = f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
+            else:
+                steps[name] = step
         samples = step_costs(steps, rounds=STEP_ROUNDS)
         self.timing_seconds += time.perf_counter() - started
-        return {name: dataclasses.replace(s, batch=trainings[name].batch_size) for name, s in samples.items()}
+        return {name: dataclasses.replace(s, batch=trainings[name].batch_size) for name, s in samples.items()}, failed
 
     def _step(self, config: TrainConfig) -> Callable[[], object]:
         """One optimizer step on the first examples of train, computed as the training loop does."""
@@ -155,6 +165,8 @@ class Evaluator:
                     output = model(*inputs)
                 loss_of(output.float(), target).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if where.type == "cuda":
+                torch.cuda.synchronize()
 
         return step
 

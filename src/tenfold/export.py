@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.data.split import Array
-from tenfold.engine import SessionConfig, open_session, run_in_batches
+from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.errors import ExportError
 from tenfold.train.loop import tensor_of
 
@@ -24,6 +24,7 @@ PARITY_BATCHES = (1, 2, 7, 64)
 PARITY_TOLERANCE = 1e-3
 # an integer graph may round a float that lies between two steps the other way
 BATCH_TOLERANCE = 0.05
+_FIXED = "the model fixes its batch size somewhere (len(x), or a reshape with a number in it?), use -1 or x.shape[0] there"
 
 
 class ScaleBytes(nn.Module):
@@ -102,21 +103,21 @@ def check_parity(model: nn.Module, path: Path, example: Sequence[Array]) -> None
         feed = [np.ascontiguousarray(x[rows]) for x in example]
         with torch.inference_mode():
             wanted = model(*(tensor_of(x, torch.device("cpu")) for x in feed)).float().numpy()
-        got = runner(feed)
+        try:
+            got = runner(feed)
+        except GraphError as error:
+            raise ExportError(f"the exported graph does not run at batch {batch}: {_FIXED}") from error
         if got.shape != wanted.shape:
+            raise ExportError(f"at batch {batch} the exported graph gives shape {got.shape}, the model {wanted.shape}: {_FIXED}")
+        deviation = float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6))
+        if not deviation <= PARITY_TOLERANCE:
             raise ExportError(
-                f"at batch {batch} the exported graph gives shape {got.shape}, the model {wanted.shape}: "
-                "the model fixes its batch size somewhere (a reshape with a number in it?), use -1 or x.shape[0] there"
-            )
-        error = float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6))
-        if not error <= PARITY_TOLERANCE:
-            raise ExportError(
-                f"at batch {batch} the exported graph differs from the model by {error:.1e} of its largest output: "
+                f"at batch {batch} the exported graph differs from the model by {deviation:.1e} of its largest output: "
                 "look for randomness or state in the model's forward"
             )
 
 
-def check_batches(path: Path, example: Sequence[Array]) -> dict[str, float]:
+def check_batches(path: Path, example: Sequence[Array], config: SessionConfig) -> dict[str, float]:
     """See that a graph answers batches of 2, 7 and 64 as it answers single examples; the largest deviation of each.
 
     A graph that quantizes activations as they come takes their range from the whole batch: it is
@@ -125,7 +126,7 @@ def check_batches(path: Path, example: Sequence[Array]) -> dict[str, float]:
     Raises:
         ExportError: it does not.
     """
-    runner = open_session(path, SessionConfig())
+    runner = open_session(path, config)
     rows = np.arange(max(PARITY_BATCHES)) % len(example[0])
     feed = [np.ascontiguousarray(x[rows]) for x in example]
     single = run_in_batches(runner, feed, 1)
@@ -182,8 +183,9 @@ def _explain(error: Exception) -> str:
             f"the model cannot be exported: {operator.group(1)} has no ONNX form: "
             "express it with other operators, or leave it out of the served model"
         )
-    if "specialized" in text or "Constraints violated" in text or ("batch" in text and "constant" in text):
-        return "the model cannot be exported: it fixes its batch size somewhere: use -1 or x.shape[0] in reshapes"
+    fixed = ("specialized", "Constraints violated", "refine_dynamic_shapes_from_suggested_fixes")
+    if any(words in text for words in fixed) or ("batch" in text and "constant" in text):
+        return f"the model cannot be exported: {_FIXED}"
     if "data-dependent" in text.lower() or "GuardOnDataDependentSymNode" in text:
         return (
             "the model cannot be exported: its forward branches on the values of tensors: "

@@ -34,8 +34,9 @@ Gain = Literal["serve", "train", "memory", "size"]
 GAIN_OF: dict[Objective, Gain] = {"serve": "serve", "latency": "serve", "throughput": "serve", "size": "size", "train": "train"}
 """The gain that an objective is about."""
 
-SERVE, THROUGHPUT = "serve", "throughput"
-"""The two operating points that every run states: single predictions, and batch 64 on all cores."""
+SERVE, THROUGHPUT, OWN = "serve", "throughput", "own"
+"""Operating points: the two that every run states, single predictions on one thread and batch 64 on all cores; and the
+run's own, where the baseline's threads were tuned to another number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,15 +59,14 @@ class Final:
 
 
 def points_of(run: Context) -> dict[str, OperatingPoint]:
-    """The two operating points; the run's own stands in for the one that it is a case of."""
-    own = run.evaluator.point
+    """By name: the two that every run states, and the run's own where it is another."""
     points = {SERVE: OperatingPoint.of("serve"), THROUGHPUT: OperatingPoint.of("throughput")}
-    return points | {own_point(run): own}
+    return points if run.evaluator.point in points.values() else points | {OWN: run.evaluator.point}
 
 
 def own_point(run: Context) -> str:
     """The operating point that the objective is measured at."""
-    return THROUGHPUT if run.settings.objective == "throughput" else SERVE
+    return next(name for name, point in points_of(run).items() if point == run.evaluator.point)
 
 
 def time_all(run: Context, recipe: Recipe) -> Final:
@@ -127,7 +127,9 @@ def training_gain(run: Context, plan: Plan) -> Interval | None:
         return exact_ratio(total, total + run.builder.shaped(plan).meta["cpu_seconds"])
 
     def measure() -> dict[str, Any]:
-        return {"samples": as_json(run.evaluator.training_costs({BASELINE: run.baseline.training, CURRENT: plan.training}))}
+        before = run.evaluator.timing_seconds
+        samples, _ = run.evaluator.training_costs({BASELINE: run.baseline.training, CURRENT: plan.training})
+        return {"seconds": run.evaluator.timing_seconds - before, "samples": as_json(samples)}
 
     samples = from_json(run.ledger.remember(f"cost:final:train:{digest(plan.training)[:16]}", measure)["samples"])
     return ratio_of(samples[BASELINE], samples[CURRENT], "cpu")
@@ -141,9 +143,14 @@ def graph_bytes(run: Context, plan: Plan) -> int:
 def memory(run: Context, plan: Plan) -> int:
     """Peak resident bytes of a fresh serving process."""
     graph = run.builder.graph(plan)
-    key = f"memory:{graph.path.name}:{plan.session.engine}:{plan.session.graph_optimization}"
     example = first_batch(run.examples.valid.inputs, 1)
-    peak: int = run.ledger.remember(key, lambda: peak_memory(graph.path / "model.onnx", plan.session, example))
+
+    def measure() -> dict[str, float]:
+        began = time.perf_counter()
+        return {"bytes": peak_memory(graph.path / "model.onnx", plan.session, example), "seconds": time.perf_counter() - began}
+
+    key = f"cost:memory:{graph.path.name}:{digest(plan.session.to_json())[:16]}"
+    peak: int = run.ledger.remember(key, measure)["bytes"]
     return peak
 
 

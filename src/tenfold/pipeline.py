@@ -18,6 +18,7 @@ from typing import Any
 from tenfold import device, final, insights
 from tenfold.build import Builder
 from tenfold.bundle import Bundle, write_bundle
+from tenfold.certify import CONFIRMED, MAX_SEQUENCE
 from tenfold.context import Context
 from tenfold.document import UNITS, document, manifest
 from tenfold.engine import open_session
@@ -30,7 +31,7 @@ from tenfold.lever import discover
 from tenfold.plan import Plan
 from tenfold.progress import View, clock, make_view
 from tenfold.recipe import Recipe
-from tenfold.search import BASELINE, FULL_SECONDS, Budget, Candidate, Ladder, Search, Settings
+from tenfold.search import BASELINE, FULL_SECONDS, Budget, Candidate, Ladder, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
 from tenfold.verdict import COST_BAR, Decision
@@ -144,12 +145,15 @@ def _folder(name: str, out: str | Path | None, *, resume: bool) -> Path:
 
 def _command(settings: Settings, workload: Workload, spec: str | None, data: Path | None) -> str:
     """What reproduces the run."""
-    if spec is None:
-        return f"tenfold.run(workload, objective={settings.objective!r}, seed={settings.seed})"
+    if spec is None or settings.budget_seconds is None:
+        given = "workload" if spec is None else repr(spec)
+        asked = {"data": str(data) if data else None, "budget": settings.budget_seconds, "trials": settings.trials, "quick": settings.quick,
+                 "objective": settings.objective, "levers": settings.levers, "margin": workload.margin, "seed": settings.seed}  # fmt: skip
+        return f"tenfold.run({given}, {', '.join(f'{k}={v!r}' for k, v in asked.items())})"
     words = ["tenfold", "run", spec, "--seed", str(settings.seed)]
     words += ["--data", str(data)] if data else []
     words += ["--quick"] if settings.quick else []
-    words += ["--budget", f"{settings.budget_seconds:g}s"] if settings.budget_seconds else []
+    words += ["--budget", f"{settings.budget_seconds:g}s"]
     words += ["--trials", str(settings.trials)] if settings.trials else []
     words += ["--objective", settings.objective] if settings.objective != "serve" else []
     words += ["--levers", ",".join(settings.levers)] if settings.levers is not None else []
@@ -244,14 +248,17 @@ def _preflight(run: Context) -> dict[str, float]:
     sizes = run.examples.sizes()
     trial = 1.0 + sizes["valid"] * each + 3 * FULL_SECONDS
     # at both operating points baseline, eager PyTorch and a recipe of two pulls
-    last = (2 * sizes["confirm"] + 2 * sizes["test"]) * each + 2 * 4 * final.SECONDS
+    timing = 2 * 4 * final.SECONDS
+    last = (2 * sizes["confirm"] + 2 * sizes["test"]) * each + timing
+    whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * each + timing
     seconds = run.settings.budget_seconds
     if seconds is not None and seconds < trial + last:
         raise WorkloadError(
             f"a budget of {seconds:g} s is too small for one candidate: about {math.ceil(trial + last)} s are needed "
             "on this machine (measured on the untrained model): give a larger --budget"
         )
-    return {"trial_seconds": trial, "certify_seconds": last}
+    reserve = whole if seconds is None else max(last, min(whole, seconds / 3))
+    return {"trial_seconds": trial, "certify_seconds": reserve}
 
 
 def _baseline(run: Context) -> dict[str, Any]:
@@ -260,16 +267,22 @@ def _baseline(run: Context) -> dict[str, Any]:
     run.view.say("baseline: the weights are given" if given else "baseline: training (taken from the cache where it was done before)")
     trained = run.builder.trained(run.baseline)
     graph = run.builder.graph(run.baseline)
+
+    def tune() -> dict[str, float]:
+        before = run.evaluator.timing_seconds
+        return {"threads": run.evaluator.best_threads(), "seconds": run.evaluator.timing_seconds - before}
+
     if run.settings.objective in ("latency", "throughput"):
-        threads: int = run.ledger.remember("baseline threads", run.evaluator.best_threads)
-        run.evaluator.use_threads(threads)
+        run.evaluator.use_threads(run.ledger.remember("cost:baseline threads", tune)["threads"])
 
     def measure() -> dict[str, Any]:
         valid = float(run.evaluator.scores(run.baseline, "valid").mean())
+        before = run.evaluator.timing_seconds
         samples = run.evaluator.costs({BASELINE: run.baseline}, split="valid", seconds=FULL_SECONDS, eager=True)
         facts = {k: trained.meta.get(k) for k in ("seconds", "cpu_seconds", "steps", "losses")} | {"reused": trained.reused}
         return {
             "valid": valid,
+            "seconds": run.evaluator.timing_seconds - before,
             "samples": as_json(samples),
             "cheaper": EAGER if run.evaluator.ratio(samples[EAGER], samples[BASELINE]).value < 1 else "onnxruntime",
             "training": None if given else facts,
@@ -291,10 +304,15 @@ def _cheapest_that_passed(run: Context, ladder: Ladder, sequence: list[Entry]) -
             continue
         last = final.time_all(run, by_id[entry["recipe"]].recipe)
         gain = final.gains(run, last)[final.GAIN_OF[run.settings.objective]]
-        if gain is not None and gain.low >= COST_BAR:
+        samples = last.costs[final.own_point(run)]
+        p99 = p99_ratio(samples[final.reference(run, samples)], samples[last.last])
+        if gain is None or gain.low < COST_BAR:
+            shown = f"not shown to be cheaper when timed again: {gain.value:.2f}×" if gain is not None else "no gain"
+        elif run.settings.objective == "latency" and p99 < 1.0:
+            shown = f"its p99 latency is worse when timed again: {p99:.2f}× of what it was"
+        else:
             return by_id[entry["recipe"]], last
-        shown = f"{gain.value:.2f}×" if gain is not None else "no gain"
-        entry |= {"verdict": str(Decision.REFUSE), "reason": f"as good, but not shown to be cheaper when timed again: {shown}"}
+        entry |= {"verdict": str(Decision.REFUSE), "reason": f"as good, but {shown}"}
     return None, final.time_all(run, Recipe(workload=run.builder.workload_id, seed=run.settings.seed))
 
 

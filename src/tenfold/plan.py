@@ -32,8 +32,8 @@ class ModelPass:
 
     key: dict[str, Any]
     """What makes it what it is, as JSON: part of the identity of all that is built on it."""
-    apply: Callable[[nn.Module, TrainConfig, Materials], None]
-    """Changes the model in place; the config is the plan's way to train."""
+    apply: Callable[[nn.Module, TrainConfig, Materials], dict[str, Any]]
+    """Changes the model in place, and gives what is worth recording (JSON); the config is the plan's way to train."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ killed goes on with the choices that its recorded measurements imply.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -225,7 +225,10 @@ class Search:
                     quality[name] = Interval(**answer["quality"])
             if not quality:
                 break
-            costs = self._costs(key, rung, {n: plans[n][1] for n in quality}, seconds, stage)
+            costs, failed = self._costs(key, rung, {n: plans[n][1] for n in quality}, seconds, stage)
+            for name, reason in failed.items():
+                del quality[name]
+                out[name] = self._candidate(plans[name], lever, stage, Verdict(decision=Decision.REFUSE, reason=reason), None)
             for name, interval in quality.items():
                 factor, gain, p99 = costs[name]
                 out[name] = self._candidate(plans[name], lever, stage, self._verdict(interval, factor, p99), gain)
@@ -242,7 +245,7 @@ class Search:
                 verdict = Verdict(decision=Decision.REFUSE, reason=reason, quality=quality[name], cost=costs[name][0])
                 out[name] = self._candidate(plans[name], lever, stage, verdict, costs[name][1])
             alive = ranked[:keep]
-        return [out[n] for n in plans if n in out], stopped
+        return [_judged(out[n]) for n in plans if n in out], stopped
 
     def _candidate(
         self, plan: tuple[Recipe, Plan, Config], lever: Lever, stage: Stage, verdict: Verdict, gain: Interval | None
@@ -255,6 +258,7 @@ class Search:
 
     def _quality(self, plan: Plan, rows: int | None) -> dict[str, Any]:
         try:
+            self.evaluator.builder.batches(plan)
             return {"quality": self.evaluator.quality(plan, "valid", rows).to_json()}
         except (TenfoldError, RuntimeError, ValueError) as error:
             if isinstance(error.__cause__, OSError):  # a full disk: the run stops, and can be resumed
@@ -272,34 +276,51 @@ class Search:
 
     def _costs(
         self, key: str, rung: int, plans: dict[str, Plan], seconds: float, stage: Stage
-    ) -> dict[str, tuple[Interval, Interval, float]]:
-        """For each plan: cost ratio against the ladder so far, against the baseline, and p99 ratio against the baseline."""
+    ) -> tuple[dict[str, tuple[Interval, Interval, float]], dict[str, str]]:
+        """For each plan: cost ratio against the ladder so far, against the baseline, and p99 ratio against the baseline;
+        and what kept the others from being timed."""
         everyone = {BASELINE: self.evaluator.baseline, CURRENT: self.ladder.plan, **plans}
         if self.settings.objective == "size":
             sizes = {n: (self.evaluator.builder.graph(p).path / "model.onnx").stat().st_size for n, p in everyone.items()}
-            return {n: (exact_ratio(sizes[CURRENT], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}
+            return {n: (exact_ratio(sizes[CURRENT], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}, {}
 
         def measure() -> dict[str, Any]:
             before = self.evaluator.timing_seconds
+            failed: dict[str, str] = {}
             if stage is Stage.TRAIN:
-                samples = self.evaluator.training_costs({n: p.training for n, p in everyone.items()})
+                samples, failed = self.evaluator.training_costs({n: p.training for n, p in everyone.items()})
             else:
                 samples = self.evaluator.costs(everyone, split="valid", seconds=seconds, eager=self.reference == EAGER)
-            return {"seconds": self.evaluator.timing_seconds - before, "samples": as_json(samples)}
+            return {"seconds": self.evaluator.timing_seconds - before, "samples": as_json(samples), "failed": failed}
 
-        samples = from_json(self.ledger.remember(f"cost:{key}:{rung}", measure)["samples"])
+        found = self.ledger.remember(f"cost:{key}:{rung}", measure)
+        samples = from_json(found["samples"])
         base = samples.get(self.reference, samples[BASELINE])
         return {
             n: (
                 self.evaluator.ratio(samples[CURRENT], samples[n]),
                 self.evaluator.ratio(base, samples[n]),
-                _p99_ratio(base, samples[n]),
+                p99_ratio(base, samples[n]),
             )
             for n in plans
-        }
+            if n in samples
+        }, found["failed"]
 
 
-def _p99_ratio(base: Samples, candidate: Samples) -> float:
+def _judged(candidate: Candidate) -> Candidate:
+    """A candidate that is only known to be cheaper is no candidate yet."""
+    if candidate.verdict.decision is not Decision.TAKE or candidate.verdict.quality is not None:
+        return candidate
+    verdict = Verdict(
+        decision=Decision.INCONCLUSIVE,
+        reason=f"the budget ended before it was trained ({candidate.verdict.reason})",
+        cost=candidate.verdict.cost,
+    )
+    return replace(candidate, verdict=verdict)
+
+
+def p99_ratio(base: Samples, candidate: Samples) -> float:
+    """Of wall time, baseline over candidate."""
     return base.microseconds()["wall_p99"] / candidate.microseconds()["wall_p99"]
 
 

@@ -12,7 +12,7 @@ from tenfold.context import Context
 from tenfold.plan import Plan
 from tenfold.search import Candidate, Ladder, recipe_label
 from tenfold.store import cache_dir
-from tenfold.verdict import Decision, Interval, Verdict, certify, fixed_sequence
+from tenfold.verdict import COST_BAR, Decision, Interval, Verdict, certify, fixed_sequence
 
 Entry = dict[str, Any]
 """A candidate of the sequence as it stands in result.json; verdict and reason are None where its turn did not come."""
@@ -30,7 +30,7 @@ def judge(run: Context, ladder: Ladder) -> list[Entry]:
         return Interval(**run.ledger.remember(f"confirm:{recipe}", lambda: run.evaluator.quality(plan, "confirm").to_json()))
 
     def fix() -> list[Entry]:
-        on_valid = [_standing(c) for c in able.values() if c.gain is not None and c.verdict.quality is not None]
+        on_valid = [_standing(c) for c in able.values() if c.gain is not None and c.gain.low >= COST_BAR and c.verdict.quality is not None]
         standings = [Standing(recipe=s.recipe, quality=confirm(s.recipe), gain=s.gain) for s in front(on_valid, CONFIRMED)]
         return [
             {

@@ -27,6 +27,7 @@ COST_BAR = 1.02
 """A cost ratio whose lower bound is below this is not worth a change."""
 
 RESAMPLES = 2_000
+LEAST_P = 1e-6
 FEW_DIFFER = 5
 """Units that differ, below which a bootstrap has too little to draw from."""
 
@@ -251,19 +252,22 @@ def quality_difference(
 
     Scores of 0 and -1 (errors, counted downwards) are as binary as 0 and 1. Binary scores in groups
     get the wider of the two at either end: where next to no answer differs, a bootstrap has nothing
-    to draw from, and alone would claim a width of zero.
+    to draw from, and alone would claim a width of zero; what few groups can show bounds both.
     """
     base, cand = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
-    for shift in (0.0, 1.0):
-        if np.isin(base + shift, (0.0, 1.0)).all() and np.isin(cand + shift, (0.0, 1.0)).all():
-            tango = paired_binary_interval(base + shift, cand + shift, level=level)
-            break
-    else:
+    shift = _binary_shift(base, cand)
+    if shift is None:
         return _widened(bootstrap_difference(base, cand, groups=groups, level=level), base, cand, groups)
+    tango = paired_binary_interval(base + shift, cand + shift, level=level)
     if groups is None:
         return tango
-    drawn = bootstrap_difference(base, cand, groups=groups, level=level)
+    drawn = _widened(bootstrap_difference(base, cand, groups=groups, level=level), base, cand, groups)
     return Interval(value=drawn.value, low=min(drawn.low, tango.low), high=max(drawn.high, tango.high), level=level)
+
+
+def _binary_shift(base: NDArray[np.float64], cand: NDArray[np.float64]) -> float | None:
+    """What makes scores of two values 0 and 1; None where they are not binary."""
+    return next((s for s in (0.0, 1.0) if np.isin(base + s, (0.0, 1.0)).all() and np.isin(cand + s, (0.0, 1.0)).all()), None)
 
 
 def _widened(interval: Interval, base: NDArray[np.float64], cand: NDArray[np.float64], groups: ArrayLike | None) -> Interval:
@@ -284,14 +288,24 @@ def _widened(interval: Interval, base: NDArray[np.float64], cand: NDArray[np.flo
     return Interval(value=interval.value, low=low, high=high, level=interval.level)
 
 
-def p_value(interval_at: Callable[[float], Interval], margin: float) -> float:
+def quality_p(baseline: ArrayLike, candidate: ArrayLike, margin: float, *, groups: ArrayLike | None = None) -> float:
+    """`p_value` of `quality_difference`. Where that is a bootstrap its tails end at one draw: no p below 1 / `RESAMPLES` is claimed."""
+    base, cand = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    drawn = groups is not None or _binary_shift(base, cand) is None
+    return p_value(
+        lambda level: quality_difference(base, cand, groups=groups, level=level), margin, least=1 / RESAMPLES if drawn else LEAST_P
+    )
+
+
+def p_value(interval_at: Callable[[float], Interval], margin: float, *, least: float = LEAST_P) -> float:
     """One-sided p of H0 "worse than the baseline by `margin` or more": the smallest level at which
     the lower bound still reaches -margin (test and interval are one another's inverse).
 
     Args:
         interval_at: the interval as a function of its two-sided level.
+        least: what is answered where p is below it.
     """
-    below, above = 1e-6, 0.5
+    below, above = least, 0.5
     if interval_at(1 - 2 * above + 1e-9).low < -margin:
         return 0.5 if interval_at(1e-9).value >= -margin else 1.0
     for _ in range(40):

@@ -343,7 +343,7 @@ def code_identity(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, functools.partial):
-        return [code_identity(value.func), repr(value.args), repr(value.keywords)]
+        return [code_identity(value.func), _frozen(value.args), _frozen(value.keywords)]
     module = inspect.getmodule(value) or inspect.getmodule(type(value))
     own = module is None or module.__name__ == "__main__" or module.__name__.startswith("tenfold.")
     code = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
@@ -368,25 +368,33 @@ def _held(value: Any) -> dict[str, Any]:
 
 
 def _frozen(value: Any, depth: int = 0) -> Any:
-    """A value as JSON: itself where it is plain, numbers in bulk by their hash, code by its text, else its type."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    """A value as JSON that is the same in every process: plain values as they are, numbers in bulk by their hash,
+    modules by structure and weights, functions by their text, other objects by their attributes."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return repr(value)
-    if isinstance(value, (list, tuple, set, frozenset)) and depth < _HELD_DEPTH:
-        items = [_frozen(v, depth + 1) for v in value]
-        return sorted(items, key=canonical) if isinstance(value, (set, frozenset)) else items
-    if isinstance(value, Mapping) and depth < _HELD_DEPTH:
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if depth >= _HELD_DEPTH:
+        return name
+    if isinstance(value, (list, tuple)):
+        return [_frozen(v, depth + 1) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_frozen(v, depth + 1) for v in value), key=canonical)
+    if isinstance(value, Mapping):
         return {repr(k): _frozen(v, depth + 1) for k, v in value.items()}
+    if inspect.isroutine(value) or inspect.isclass(value):
+        try:
+            return [_name_of(value), hashlib.sha256(inspect.getsource(value).encode()).hexdigest()]
+        except (OSError, TypeError):
+            return _name_of(value)
+    if hasattr(value, "state_dict") and callable(value):
+        return [name, repr(value), _frozen(value.state_dict(), depth + 1)]
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    if hasattr(value, "__array__") and not callable(value):
-        return hashlib.sha256(np.ascontiguousarray(np.asarray(value)).tobytes()).hexdigest()
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
-    if callable(value) and depth < _HELD_DEPTH:
-        try:
-            return [name, hashlib.sha256(inspect.getsource(value).encode()).hexdigest()]
-        except (OSError, TypeError):
-            return name
-    return name
+        value = value.float() if value.is_floating_point() else value
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        return hashlib.sha256(canonical(repr(array.tolist())).encode() if array.dtype == object else array.tobytes()).hexdigest()
+    return [name, _frozen(vars(value), depth + 1)] if hasattr(value, "__dict__") else name
 
 
 _HELD_DEPTH = 4

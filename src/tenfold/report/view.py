@@ -26,7 +26,7 @@ _OTHER_GAINS = {
     "serve": "cost to serve",
     "train": "cost to train",
     "memory": "peak memory",
-    "size": "bundle size",
+    "size": "size of the model file",
 }
 
 
@@ -101,13 +101,12 @@ def _first_failure(sequence: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] |
 
 def _before_and_after(result: Mapping[str, Any]) -> Cost | None:
     """What the headline is the ratio of; None where the result does not hold both sides."""
-    wanted, cheaper = result["operating_point"], result["baseline"]["cheaper"]
+    wanted = result["operating_point"]
     point = next((p for p in result["points"] if (p["batch"], p["threads"]) == (wanted["batch"], wanted["threads"])), None)
-    if point is None or (cheaper != "onnxruntime" and result["objective"] == "throughput"):
+    if point is None:
         return None
-    before = point["baseline"] if cheaper == "onnxruntime" else result["baseline"]["costs"][cheaper]
     kind, what = ("cpu_mean", "of CPU ") if result["objective"] == "serve" else ("wall_mean", "")
-    return Cost(before=before[kind], after=point["candidate"][kind], what=what)
+    return Cost(before=point["baseline"][kind], after=point["candidate"][kind], what=what)
 
 
 def _ranked(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:

@@ -106,7 +106,7 @@ def fit(
     state = state or {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": [], "running": [0.0, 0]}
     started = saved = time.monotonic()
     cpu_started = time.process_time()
-    before, cpu_before = state["seconds"], state["cpu_seconds"]
+    before, cpu_before = state["seconds"], state.get("cpu_seconds", 0.0)
     orders: dict[int, np.ndarray] = {}
 
     for step in range(state["step"], steps):

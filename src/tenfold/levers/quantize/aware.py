@@ -7,6 +7,7 @@ folding a normalisation into them; the graph is quantized afterwards as any othe
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,13 @@ class RoundActivation(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, scale, round(-self.low / scale), 0, 255)
 
 
-def quantization_aware(model: nn.Module, training: TrainConfig, materials: Materials, *, epochs: float, seconds: float | None, seven_bit: bool) -> None:
+def quantization_aware(
+    model: nn.Module, training: TrainConfig, materials: Materials, *, epochs: float, seconds: float | None, seven_bit: bool
+) -> dict[str, Any]:
     """Fine-tune `model` in place; afterwards it is an ordinary float model whose weights stand on the grid.
+
+    Returns:
+        What `fit` says of it.
 
     Raises:
         WorkloadError: there is nothing to train on.
@@ -72,7 +78,7 @@ def quantization_aware(model: nn.Module, training: TrainConfig, materials: Mater
         layer.add_module("_round_input", rounding)
         hooks.append(layer.register_forward_pre_hook(lambda m, args: (m._round_input(args[0]), *args[1:])))
     try:
-        fit(
+        return fit(
             model, materials.examples.split("train"), materials.workload.loss_function(),
             dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=seconds),
             seed=materials.seed + 1, augment=materials.workload.augment,

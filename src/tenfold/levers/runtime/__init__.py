@@ -61,9 +61,10 @@ def _other_threads(situation: Situation) -> list[Config]:
     if situation.objective not in ("latency", "throughput") or any(t.config["threads"] for t in situation.tried):
         return []
     session = situation.plan.session
-    best = max(situation.tried, key=lambda t: t.gain.value if t.gain else 0.0)
+    kept = [t for t in situation.tried if t.gain and t.verdict.quality and t.verdict.quality.high >= -situation.margin]
+    best = [RuntimeConfig(**max(kept, key=lambda t: t.gain.value if t.gain else 0.0).config)] if kept else []
     before = RuntimeConfig(engine=session.engine, graph_optimization=session.graph_optimization)
-    engines = {c.engine: c for c in (RuntimeConfig(**best.config), before)}.values()
+    engines = {c.engine: c for c in (*best, before)}.values()
     others = [n for n in device.thread_counts() if n != session.threads]
     return [dataclasses.asdict(dataclasses.replace(engine, threads=n)) for engine in engines for n in others]
 

@@ -18,7 +18,7 @@ class TestRuntime(LeverContract):
 
         def tried(config: dict, gain: float) -> Tried:
             even = Interval(value=gain, low=gain, high=gain)
-            return Tried(config=config, verdict=Verdict(decision=Decision.TAKE, reason=""), gain=even)
+            return Tried(config=config, verdict=Verdict(decision=Decision.TAKE, reason="", quality=even), gain=even)
 
         for objective, wanted in (("latency", {2, 4}), ("throughput", {2, 4}), ("serve", set())):
             situation = self.situation(small_builder, plan, Stage.RUNTIME, objective=objective)
