@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import subprocess
@@ -442,3 +443,14 @@ def test_what_a_task_says_of_its_own_data_passes_through(tmp_path):
 def test_a_workload_stays_as_it_was_written():
     with pytest.raises(dataclasses.FrozenInstanceError):
         workload().margin = 1
+
+
+def test_the_built_in_baseline_is_the_one_that_the_record_chose():
+    from tenfold.workloads import fashion_mnist
+
+    record = json.loads((Path(__file__).parents[1] / "records/baselines/fashion-mnist.json").read_text())
+    assert record["chosen"] == fashion_mnist.WIDTH
+    assert {row["width"] for row in record["sizes"]} == set(fashion_mnist.WIDTHS)
+    reached = [row for row in record["sizes"] if row.get("held_out", 0.0) >= fashion_mnist.BAR]
+    assert [row["width"] for row in reached] == [fashion_mnist.WIDTH]
+    assert reached[0]["test"] >= 0.935
