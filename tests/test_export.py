@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tenfold.engine import SessionConfig
-from tenfold.errors import ExportError
+from tenfold.errors import ExportError, TenfoldError
 from tenfold.export import check_batches, export
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
@@ -64,3 +65,12 @@ class ByLength(torch.nn.Module):
 def test_a_model_that_fixes_its_batch_is_told_how_to_mend_it(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="fixes its batch size somewhere"):
         export(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), ByLength(), torch.nn.Linear(8, 3)), [X.reshape(5, 1, 4, 4)], tmp_path / "g.onnx")
+
+
+def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(TenfoldError, match="is full: free some space"):
+        export(torch.nn.Linear(4, 3), [X], tmp_path / "g.onnx")

@@ -290,6 +290,20 @@ def test_a_layout_that_the_model_does_not_take_is_refused_and_the_run_goes_on(tm
     assert all("view" in c["reason"] and c["config"]["channels_last"] for c in failed)
 
 
+class OverTheBatch(nn.Module):
+    """Answers an example by the others that it comes with."""
+
+    def forward(self, x):
+        return (x - x.mean(dim=0, keepdim=True)).flatten(1)[:, :3]
+
+
+def test_a_model_whose_answers_depend_on_the_batch_is_refused_before_the_budget(tmp_path: Path) -> None:
+    workload = dataclasses.replace(small_workload(), model=lambda: nn.Sequential(nn.Conv2d(1, 4, 3), OverTheBatch()))
+    with pytest.raises(TenfoldError, match="depend on its own example alone"):
+        run(workload, out=tmp_path / "run", budget=300, view="quiet")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_only_known_to_be_cheaper_to_train_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Search, "_expected", lambda _self, _stage: 1e9)  # no budget is enough for a training
     monkeypatch.setattr(Evaluator, "training_costs", cheaper_and_cheaper)

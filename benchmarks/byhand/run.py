@@ -119,6 +119,8 @@ def main() -> None:
         }  # fmt: skip
         for name in sorted(made, key=lambda name: -screen[name].value):
             print(f"{name:<40} {screen[name].value:5.2f}×  ({screen[name].low:.2f} to {screen[name].high:.2f})  {quality[name]:+.4f} on valid")
+        for name, reason in refused.items():
+            print(f"{name:<40} could not be made: {reason}")
         if best is None:
             print("no recipe by hand keeps the margin")
 

@@ -147,7 +147,7 @@ class Builder:
                         seed=plan.seed, augment=self.workload.augment,
                         checkpoint=folder / "train.checkpoint", progress=self._progress("training"),
                     )  # fmt: skip
-                except (TenfoldError, OSError):
+                except (TenfoldError, OSError, MemoryError):
                     raise
                 except Exception as error:  # the user's model, loss or augmentation may raise anything
                     raise WorkloadError(f"training raised {type(error).__name__}: {_first(error)}") from error

@@ -16,6 +16,7 @@ from tenfold import device
 from tenfold.build import Builder
 from tenfold.data.split import Array, Split
 from tenfold.engine import Runner, SessionConfig, open_session
+from tenfold.errors import WorkloadError
 from tenfold.measure import Samples, calls_for, interleave, step_costs
 from tenfold.plan import Plan
 from tenfold.train.config import TrainConfig
@@ -139,6 +140,8 @@ class Evaluator:
                 step = self._step(config)
                 step()
             except Exception as error:  # the user's model may not take the layout or precision
+                if config == self.baseline.training:  # nothing could be compared with it
+                    raise WorkloadError(f"a training step of the baseline raised {type(error).__name__}: {error}") from error
                 failed[name] = f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
             else:
                 steps[name] = step

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.errors import ExportError
+from tenfold.store import is_full, unwritable
 from tenfold.train.loop import tensor_of
 
 PARITY_BATCHES = (1, 2, 7, 64)
@@ -91,6 +92,8 @@ def export(model: nn.Module, example: Sequence[Array], path: Path) -> None:
                 dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             )  # fmt: skip
     except Exception as error:  # the exporter raises types of its own for each of its phases
+        if is_full(error):  # no fault of the model
+            raise unwritable(path, error) from error
         raise ExportError(_explain(error)) from error
     check_parity(model, path, example)
 
@@ -139,7 +142,7 @@ def check_batches(path: Path, example: Sequence[Array], config: SessionConfig) -
             raise ExportError(f"at batch {batch} the graph gives shape {got.shape}, one by one {single.shape}: its batch is not dynamic")
         out[str(batch)] = float(np.abs(got - single).max() / largest)
         if not (dynamic or out[str(batch)] <= BATCH_TOLERANCE):
-            raise ExportError(f"at batch {batch} the graph differs by {out[str(batch)]:.1e} of its largest output from what it answers one by one")
+            raise ExportError(f"at batch {batch} the graph differs by {out[str(batch)]:.1e} of its largest output from what it answers one by one: let an answer depend on its own example alone")
     return out
 
 

@@ -24,7 +24,7 @@ from tenfold.document import UNITS, document, manifest
 from tenfold.engine import open_session
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import EAGER, Evaluator, Objective, OperatingPoint, as_json, first_batch, plain_session
-from tenfold.export import export
+from tenfold.export import check_batches, export
 from tenfold.final import Final
 from tenfold.ledger import Ledger
 from tenfold.lever import discover
@@ -238,6 +238,7 @@ def _preflight(run: Context) -> dict[str, float]:
         graph = Path(scratch) / "untrained.onnx"
         inputs = run.examples.valid.take(slice(0, 64)).inputs
         export(run.builder.fresh(), inputs, graph)
+        check_batches(graph, inputs, plain_session())
         runner = open_session(graph, plain_session())
         one = first_batch(inputs, batch)
         runner(one)
@@ -267,6 +268,7 @@ def _baseline(run: Context) -> dict[str, Any]:
     run.view.say("baseline: the weights are given" if given else "baseline: training (taken from the cache where it was done before)")
     trained = run.builder.trained(run.baseline)
     graph = run.builder.graph(run.baseline)
+    run.builder.batches(run.baseline)
 
     def tune() -> dict[str, float]:
         before = run.evaluator.timing_seconds

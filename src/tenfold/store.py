@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tenfold.errors import TenfoldError
 from tenfold.recipe import digest
@@ -111,9 +111,14 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     beside.replace(path)
 
 
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether it says that a disk, or one's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def unwritable(path: Path, error: OSError) -> TenfoldError:
     """The one sentence for a folder that cannot be written, or a disk that is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return TenfoldError(f"the disk that holds {path} is full: free some space, then go on with --resume")
     where = error.filename or path
     return TenfoldError(f"cannot write {where} ({error.strerror}): choose another folder with --out or $TENFOLD_CACHE")

@@ -138,6 +138,8 @@ def _from_dataset(dataset: Any, name: str) -> Split:
     try:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             items = list(pool.map(dataset.__getitem__, range(len(dataset))))
+    except MemoryError:
+        raise
     except Exception as error:  # the user's own code may raise anything
         raise WorkloadError(f"{name}: reading the Dataset raised {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(items[0], (tuple, list)) or len(items[0]) != 2:
