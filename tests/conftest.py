@@ -39,7 +39,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A whole run of the small task."""
-    return run(small_workload(), out=tmp_path_factory.mktemp("runs") / "small", budget=300, view="quiet")
+    return run(small_workload(), out=tmp_path_factory.mktemp("runs") / "small", budget=300, levers=("precision", "quantize", "runtime"), view="quiet")
 
 
 @pytest.fixture(scope="session")

@@ -262,6 +262,18 @@ _RESULT: dict[str, Any] = {
             "tried": 0,
         },
     ],
+    "attribution": [
+        {"lever": "prune", "factor": interval(_RATIOS[0], 1.1902, 1.2391), "without": {"reason": "it would take a training of its own"}},
+        {
+            "lever": "quantize",
+            "factor": interval(_RATIOS[1], 2.5116, 2.6644),
+            "without": {"gain": interval(1.8094, 1.7501, 1.8702), "quality_difference": interval(-0.005, -0.0182, 0.0081)},
+        },
+    ],
+    "joint_search": {
+        "learned": {"trials": 8, "seconds": 61.2, "hypervolume": 0.1432},
+        "random": {"trials": 8, "seconds": 58.9, "hypervolume": 0.1127},
+    },
     "candidates": [
         {
             "recipe": recipe,
@@ -353,6 +365,7 @@ _RESULT: dict[str, Any] = {
             "candidate": _micros(94.1283 / _GAIN),
             "cpu": interval(_GAIN, 4.5097, 4.8551),
             "wall": interval(4.7012, 4.5211, 4.8803),
+            "worst_to_mean": 3.4127,
         },
         {
             "batch": 64,

@@ -6,13 +6,17 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +31,11 @@ from PIL import Image
 
 from tenfold.data import named
 from tenfold.data.carve import carve
-from tenfold.data.named import fashion_mnist, find, read_idx
+from tenfold.data.named import cifar10, fashion_mnist, find, read_idx
 from tenfold.data.sources import encode_labels, load_npy, to_split
 from tenfold.data.split import Split, check_numbers, duplicates
 from tenfold.errors import WorkloadError
+from tenfold.workloads import cifar10 as cifar10_family
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(6, 3)).astype(np.float32), np.array([0, 1, 0, 1, 2, 2])
@@ -614,7 +619,8 @@ def closed_port() -> int:
 
 
 def look(places: dict[str, Path], url: str, *, data: Path | None = None) -> Path:
-    return find("set", data, places["system"], url, FILES, hint="ask the one who has it")
+    fetch = {name: partial(named._download, url + name, named._unpacks_to(checksum)) for name, checksum in FILES.items()}
+    return find("set", data, places["system"], [tuple(FILES), ("b.gz", "c.gz")], fetch, hint="ask the one who has it")
 
 
 def test_a_named_set_is_looked_for_in_order(places, closed_port):
@@ -625,6 +631,14 @@ def test_a_named_set_is_looked_for_in_order(places, closed_port):
     for name in ("$TENFOLD_DATA", "system", "cache"):
         assert look(places, url) == places[name]
         (places[name] / "a.gz").unlink()
+
+
+def test_a_named_set_may_come_in_another_form_which_must_be_whole(places, closed_port):
+    (places["system"] / "b.gz").touch()
+    with refused("cannot be downloaded"):
+        look(places, f"http://127.0.0.1:{closed_port}/")
+    (places["system"] / "c.gz").touch()
+    assert look(places, f"http://127.0.0.1:{closed_port}/") == places["system"]
 
 
 def test_a_folder_that_was_named_is_the_only_one_looked_into(places, closed_port):
@@ -678,7 +692,7 @@ def test_what_is_nowhere_is_downloaded_once_into_the_cache(places, serving):
 def test_a_download_that_is_not_what_was_expected_is_not_kept(places, serving, content):
     url, folder = serving
     (folder / "a.gz").write_bytes(content)
-    with refused(r"a\.gz is not what was expected .its SHA-256 differs.: fetch it by hand and use --data"):
+    with refused(r"a\.gz is not what was expected .its checksum differs.: fetch it by hand and use --data"):
         look(places, url)
     assert not list(places["cache"].iterdir())
 
@@ -706,3 +720,63 @@ def test_the_system_copy_of_fashion_mnist_has_the_checksums_we_expect():
         pytest.skip("no system copy of Fashion-MNIST")
     for file, checksum in named._FASHION_FILES.items():
         assert hashlib.sha256(gzip.decompress((folder / file).read_bytes())).hexdigest() == checksum
+
+
+def cifar10_binary(folder: Path, n: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """The original binary version with n records a batch; images (6n, 3, 32, 32) and labels, test last."""
+    folder.mkdir(exist_ok=True)
+    images = RNG.integers(0, 256, size=(6 * n, 3, 32, 32), dtype=np.uint8)
+    labels = RNG.integers(0, 10, size=6 * n, dtype=np.uint8)
+    records = np.concatenate([labels[:, None], images.reshape(6 * n, -1)], axis=1)
+    for i, name in enumerate(named._CIFAR10_BINARY):
+        (folder / name).write_bytes(records[i * n : (i + 1) * n].tobytes())
+    return images, labels
+
+
+@pytest.mark.parametrize("form", ["batches", "unpacked", "archive"])
+def test_cifar10_is_read_from_its_original_binary_version(tmp_path, form):
+    folder = tmp_path / "cifar-10-batches-bin"
+    images, labels = cifar10_binary(folder)
+    if form == "archive":
+        with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+            archive.add(folder, folder.name)
+        shutil.rmtree(folder)
+    train, test = cifar10(folder if form == "batches" else tmp_path)
+    assert (np.concatenate([train.inputs[0], test.inputs[0]]) == images).all()
+    assert (np.concatenate([train.targets, test.targets]) == labels).all()
+    assert (len(train), len(test), train.targets.dtype) == (20, 4, np.int64)
+
+
+def test_cifar10_is_read_from_parquet_of_images(tmp_path):
+    pixels = RNG.integers(0, 256, size=(3, 32, 32, 3), dtype=np.uint8)
+    rows = [{"bytes": png(p), "path": None} for p in pixels]
+    for file in named._CIFAR10_PARQUET:
+        pq.write_table(pa.table({"img": rows, "label": [9, 0, 3]}), tmp_path / file)
+    train, test = cifar10(tmp_path)
+    assert (train.inputs[0] == pixels.transpose(0, 3, 1, 2)).all()
+    assert list(test.targets) == [9, 0, 3]
+
+
+def test_batches_of_cifar10_that_were_cut_are_refused(tmp_path):
+    cifar10_binary(tmp_path)
+    (tmp_path / "test_batch.bin").write_bytes(b"1234")
+    with refused("not whole records of 3,073 bytes: download them again"):
+        cifar10(tmp_path)
+
+
+def test_a_damaged_archive_of_cifar10_is_refused(tmp_path):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"no archive")
+    with refused(r"cifar-10-binary\.tar\.gz is corrupt \(.*\): download it again"):
+        cifar10(tmp_path)
+
+
+@pytest.mark.data
+def test_the_shared_copy_of_cifar10_is_whole():
+    folder = Path(os.environ.get("TENFOLD_DATA", "nowhere")) / "cifar10"
+    if not folder.is_dir():
+        pytest.skip("no copy of CIFAR-10")
+    train, test = cifar10(folder)
+    assert train.inputs[0].shape == (50_000, 3, 32, 32)
+    assert list(np.bincount(test.targets)) == [1_000] * 10
+    mean = train.inputs[0].mean(axis=(0, 2, 3)) / 255
+    assert mean == pytest.approx(cifar10_family.MEAN, abs=0.002)

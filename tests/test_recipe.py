@@ -109,3 +109,37 @@ def test_pulling_a_lever_leaves_the_recipe_as_it_was():
 
 def test_a_pull_reads_as_a_call():
     assert str(Pull("quantize", {"bits": 8, "scheme": "static"})) == "quantize(bits=8, scheme=static)"
+
+
+SMALL, INT8 = Pull("distill", {"width": 8}), Pull("quantize", {"bits": 8})
+
+
+def cascade(*parts: list[Pull]) -> Recipe:
+    held = [{"pulls": [dataclasses.asdict(p) for p in pulls], "hand_on": 0.1 * (i + 1)} for i, pulls in enumerate(parts)]
+    del held[-1]["hand_on"]
+    return Recipe(workload="w").then("cascade", {"parts": held})
+
+
+def test_a_tree_knows_all_its_levers():
+    recipe = cascade([SMALL, INT8], [INT8], [])
+    assert recipe.levers() == {"cascade", "distill", "quantize"}
+    assert recipe.find("quantize") == [INT8, INT8]
+    assert RECIPE.levers() == {p.lever for p in RECIPE.pulls}
+
+
+def test_a_tree_with_fewer_levers():
+    recipe = cascade([SMALL, INT8], [INT8], [])
+    assert recipe.only({"cascade", "distill", "quantize"}) == recipe
+    # parts that become the same stay once, with the share that the last of them hands on
+    assert recipe.only({"cascade", "distill"}).pulls[0].config["parts"] == [
+        {"pulls": [dataclasses.asdict(SMALL)], "hand_on": 0.1},
+        {"pulls": []},
+    ]
+    assert recipe.only({"cascade", "quantize"}).pulls[0].config["parts"] == [
+        {"pulls": [dataclasses.asdict(INT8)], "hand_on": 0.2},
+        {"pulls": []},
+    ]
+    # without the whole, its best part is what stays
+    assert cascade([SMALL], [SMALL, INT8]).only({"distill", "quantize"}).pulls == (SMALL, INT8)
+    assert recipe.only({"cascade"}).pulls == ()
+    assert RECIPE.only({RECIPE.pulls[0].lever}).pulls == RECIPE.pulls[:1]

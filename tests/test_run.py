@@ -35,6 +35,8 @@ from tenfold.workload import Workload
 
 CHOICES = ("ladder", "candidates", "sequence", "certified")
 SPLITS = {"train": blobs(240), "valid": blobs(150, seed=1), "test": blobs(150, seed=2)}
+LEVERS = ("precision", "quantize", "runtime")
+"""Those that train nothing: a run of them ends soon, and is the fixture `finished`."""
 TASK = "from tenfold.testing import small_workload\n\nworkload = small_workload()\n"
 
 
@@ -107,7 +109,7 @@ def test_the_bundle_answers_as_the_graph_that_was_certified(finished: Result) ->
 def test_resuming_an_ended_run_changes_nothing(finished: Result, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished.folder, copy)
-    again = run(small_workload(), out=copy, budget=300, resume=True, view="quiet")
+    again = run(small_workload(), out=copy, budget=300, levers=LEVERS, resume=True, view="quiet")
     for part in (*CHOICES, "gain", "points", "baseline", "spent"):
         assert again.document[part] == finished.document[part], part
 
@@ -119,16 +121,16 @@ def test_a_run_cut_at_any_entry_resumes_to_the_choices_its_measurements_imply(fi
         folder.mkdir()
         torn = lines[kept][: len(lines[kept]) // 2]
         (folder / "ledger.jsonl").write_bytes(b"".join(lines[:kept]) + torn)
-        result = run(small_workload(), out=folder, budget=300, resume=True, view="quiet")
+        result = run(small_workload(), out=folder, budget=300, levers=LEVERS, resume=True, view="quiet")
         assert "torn" in result.document["notices"][0]
-        replay = run(small_workload(), out=folder, budget=300, resume=True, view="quiet")
+        replay = run(small_workload(), out=folder, budget=300, levers=LEVERS, resume=True, view="quiet")
         assert all(result.document[c] == replay.document[c] for c in CHOICES)
 
 
 def test_a_killed_run_resumes(tmp_path: Path) -> None:
     task, folder = tmp_path / "task.py", tmp_path / "run"
     task.write_text(TASK)
-    command = [sys.executable, "-m", "tenfold.cli", "run", task, "--out", folder, "--budget", "5m", "--quiet"]
+    command = [sys.executable, "-m", "tenfold.cli", "run", task, "--out", folder, "--budget", "5m", "--levers", ",".join(LEVERS), "--quiet"]
     environment = os.environ | {"TENFOLD_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command, env=environment)
     ledger = folder / "ledger.jsonl"
@@ -148,7 +150,7 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
 
 def test_when_nothing_can_be_certified_the_bundle_is_the_baselines(tmp_path: Path) -> None:
     hopeless = dataclasses.replace(small_workload(), margin=1e-6)  # no 150 examples can show that
-    result = run(hopeless, out=tmp_path / "run", budget=300, view="quiet")
+    result = run(hopeless, out=tmp_path / "run", budget=300, levers=LEVERS, view="quiet")
     assert result.exit_code == 3
     assert result.document["certified"] is None
     assert all(r["verdict"] != "take" for r in result.document["ladder"])
@@ -174,7 +176,7 @@ def test_resuming_with_other_settings_is_refused(finished: Result, tmp_path: Pat
     copy = tmp_path / "copy"
     shutil.copytree(finished.folder, copy)
     with pytest.raises(TenfoldError, match="another seed"):
-        run(small_workload(), out=copy, budget=300, seed=1, resume=True, view="quiet")
+        run(small_workload(), out=copy, budget=300, levers=LEVERS, seed=1, resume=True, view="quiet")
 
 
 def test_resuming_with_other_margins_of_slices_is_refused(finished: Result, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_resuming_with_other_margins_of_slices_is_refused(finished: Result, tmp_
     shutil.copytree(finished.folder, copy)
     stricter = dataclasses.replace(small_workload(), slice_margins={"class 1": 0.1})
     with pytest.raises(TenfoldError, match="another slice_margins"):
-        run(stricter, out=copy, budget=300, resume=True, view="quiet")
+        run(stricter, out=copy, budget=300, levers=LEVERS, resume=True, view="quiet")
 
 
 def test_resuming_on_another_machine_is_refused(finished: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,7 @@ def test_resuming_on_another_machine_is_refused(finished: Result, tmp_path: Path
     here = device.versions()
     monkeypatch.setattr(device, "versions", lambda: here | {"onnxruntime": "0.1"})
     with pytest.raises(TenfoldError, match="another onnxruntime, and costs"):
-        run(small_workload(), out=copy, budget=300, resume=True, view="quiet")
+        run(small_workload(), out=copy, budget=300, levers=LEVERS, resume=True, view="quiet")
 
 
 def test_a_disk_that_fills_up_at_the_end_is_one_sentence_and_the_run_can_go_on(
@@ -206,8 +208,8 @@ def test_a_disk_that_fills_up_at_the_end_is_one_sentence_and_the_run_can_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("tenfold.pipeline.write_atomic", full)
         with pytest.raises(TenfoldError, match="is full: free some space"):
-            run(small_workload(), out=copy, budget=300, resume=True, view="quiet")
-    assert run(small_workload(), out=copy, budget=300, resume=True, view="quiet").document["ladder"] == finished.document["ladder"]
+            run(small_workload(), out=copy, budget=300, levers=LEVERS, resume=True, view="quiet")
+    assert run(small_workload(), out=copy, budget=300, levers=LEVERS, resume=True, view="quiet").document["ladder"] == finished.document["ladder"]
 
 
 def test_where_eager_pytorch_is_the_cheaper_baseline_leaving_it_is_the_first_factor(finished: Result, tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_where_eager_pytorch_is_the_cheaper_baseline_leaving_it_is_the_first_fac
             sides["eager"] = sides["baseline"] | {k: (np.array(sides["baseline"][k]) * 0.8).tolist() for k in ("cpu", "wall")}
         ledger.append(entry["key"], entry["value"])
     ledger.close()
-    document = run(small_workload(), out=copy, budget=300, resume=True, view="quiet").document
+    document = run(small_workload(), out=copy, budget=300, levers=LEVERS, resume=True, view="quiet").document
     if document["certified"] is None:  # nothing is 1.02 times cheaper than such a baseline
         assert finished.document["gain"]["serve"]["low"] * 0.8 < 1.02 * 1.05
         return
@@ -263,12 +265,12 @@ def test_pretrained_weights_skip_the_training(tmp_path: Path) -> None:
 
 
 def test_objective_size_and_train_have_costs_of_their_own(tmp_path: Path) -> None:
-    size = run(small_workload(), out=tmp_path / "size", budget=300, objective="size", view="quiet").document
+    size = run(small_workload(), out=tmp_path / "size", budget=300, levers=LEVERS, objective="size", view="quiet").document
     assert size["certified"] is not None
     assert size["gain"]["size"]["value"] > 1.5
     taken = [r["cost_ratio"]["value"] for r in size["ladder"] if r["verdict"] == "take"]
     assert prod(taken) == pytest.approx(size["gain"]["size"]["value"])
-    train = run(small_workload(), out=tmp_path / "train", budget=300, objective="train", view="quiet").document
+    train = run(small_workload(), out=tmp_path / "train", budget=300, levers=LEVERS, objective="train", view="quiet").document
     assert next(r for r in train["ladder"] if r["stage"] == "train")["tried"] >= 2
 
 
@@ -300,7 +302,7 @@ class OverTheBatch(nn.Module):
 def test_a_model_whose_answers_depend_on_the_batch_is_refused_before_the_budget(tmp_path: Path) -> None:
     workload = dataclasses.replace(small_workload(), model=lambda: nn.Sequential(nn.Conv2d(1, 4, 3), OverTheBatch()))
     with pytest.raises(TenfoldError, match="depend on its own example alone"):
-        run(workload, out=tmp_path / "run", budget=300, view="quiet")
+        run(workload, out=tmp_path / "run", budget=300, levers=LEVERS, view="quiet")
     assert not (tmp_path / "run").exists()
 
 
@@ -338,7 +340,7 @@ def test_a_regression_with_two_inputs_and_groups(tmp_path: Path) -> None:
         model=Regressor, train=((x, z), y, np.arange(900) // 5), loss="mse", metric="squared_error", margin=0.1,
         training=TrainConfig(epochs=20, batch_size=32, learning_rate=3e-3),
     )  # fmt: skip
-    document = run(workload, out=tmp_path / "run", budget=300, view="quiet").document
+    document = run(workload, out=tmp_path / "run", budget=300, levers=LEVERS, view="quiet").document
     assert document["workload"]["higher_is_better"] is False
     assert any("by group" in note for note in document["workload"]["notes"])
     assert document["agreement"] is None
@@ -412,7 +414,7 @@ def test_a_candidate_that_fails_is_refused_and_the_run_goes_on(tmp_path: Path) -
 )
 def test_what_the_users_own_code_does_wrong_is_one_sentence(tmp_path: Path, change: dict, said: str) -> None:
     with pytest.raises(TenfoldError, match=said):
-        run(dataclasses.replace(small_workload(), **change), out=tmp_path / "run", budget=300, view="quiet")
+        run(dataclasses.replace(small_workload(), **change), out=tmp_path / "run", budget=300, levers=LEVERS, view="quiet")
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path, finished: Result) -> None:

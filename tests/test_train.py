@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from tenfold.data.split import Split
 from tenfold.errors import WorkloadError
-from tenfold.train import loop
+from tenfold.train import feed, loop
 from tenfold.train.augment import shift_and_flip
 from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
-from tenfold.train.loop import _rows_of_step, fit, make_optimizer, one_cycle, predict
+from tenfold.train.feed import Feed
+from tenfold.train.loop import fit, make_optimizer, one_cycle, predict
 
 RNG = np.random.default_rng(0)
 VECTORS = Split(inputs=(RNG.normal(size=(50, 6)).astype(np.float32),), targets=RNG.integers(0, 3, size=50))
@@ -197,24 +198,29 @@ def test_the_rate_at_its_corners():
     assert one_cycle(1.5, 0.2) == 0  # time has run over
 
 
+def numbers(n: int) -> Split:
+    """Examples that are their own row numbers."""
+    return Split(inputs=(np.arange(n, dtype=np.float32)[:, None],))
+
+
 @given(st.integers(1, 40), st.data(), st.integers(0, 5))
 def test_every_example_comes_once_an_epoch_across_the_seams(n, data, seed):
     batch = data.draw(st.integers(1, n))
     epochs = 3
-    orders: dict = {}
+    feed = Feed(numbers(n), batch, seed=seed)
     steps = -(-epochs * n // batch)
-    rows = [_rows_of_step(step, batch, n, seed, orders) for step in range(steps)]
+    rows = [feed.rows(step) for step in range(steps)]
     assert all(len(r) == batch for r in rows)
     flat = np.concatenate(rows)[: epochs * n].reshape(epochs, n)
     assert (np.sort(flat, axis=1) == np.arange(n)).all()
-    assert len(orders) <= 3  # old orders are let go
+    assert len(feed._orders) <= 3  # old orders are let go
     # a step has the same rows for one who begins there
     middle = steps // 2
-    assert (_rows_of_step(middle, batch, n, seed, {}) == rows[middle]).all()
+    assert (Feed(numbers(n), batch, seed=seed).rows(middle) == rows[middle]).all()
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [tuple(_rows_of_step(step, 30, 30, seed, {})) for step in range(3) for seed in range(3)]
+    orders = [tuple(Feed(numbers(30), 30, seed=seed).rows(step)) for step in range(3) for seed in range(3)]
     assert len(set(orders)) == 9
 
 
@@ -326,7 +332,7 @@ def test_a_loss_that_is_not_finite_names_step_epoch_and_rows_and_harms_no_weight
         calls.append(weights(model))
         return cross_entropy(output, target) * (value if len(calls) == 8 else 1)
 
-    rows = _rows_of_step(7, 10, 50, 2, {})
+    rows = Feed(VECTORS, 10, seed=2).rows(7)
     with pytest.raises(
         WorkloadError,
         match=rf"the loss is {value} at step 7 \(epoch 1, batch of rows {rows[0]}, {rows[1]}, …\): lower the learning rate",
@@ -364,7 +370,7 @@ def test_predicting_is_without_dropout_in_order_and_the_same_for_any_batch():
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, np.float64, np.int32, np.bool_, np.uint8])
 def test_any_number_type_reaches_the_model_with_its_values(dtype):
     values = np.array([[0, 1], [1, 0]]).astype(dtype)
-    tensor = loop.tensor_of(values, torch.device("cpu"))
+    tensor = feed.tensor_of(values, torch.device("cpu"))
     assert tensor.tolist() == values.tolist()
     assert tensor.dtype != torch.float64
 

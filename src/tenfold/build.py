@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold import __version__, device
 from tenfold.data.split import Array, Split
-from tenfold.engine import open_session, run_in_batches
+from tenfold.engine import SessionConfig, open_session, run_in_batches
 from tenfold.errors import TenfoldError, WorkloadError
-from tenfold.export import ScaleBytes, Served, check_batches, export
-from tenfold.plan import Materials, Plan
+from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
+from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.store import Step, Store, write_atomic
-from tenfold.train.loop import Progress, batch_of, fit, pick_device
-from tenfold.workload import Examples, Workload, identity
+from tenfold.train.feed import Feed, batch_of
+from tenfold.train.loop import Progress, fit, pick_device
+from tenfold.train.teacher import VIEWS, Teacher, answer_epoch, epoch_steps, mixed
+from tenfold.workload import Examples, Workload, code_identity, identity
+
+STORED_BYTES = 1 << 28
+"""Of a teacher's answers on an epoch, above which they are not kept but given anew to each student."""
 
 OnStep = Callable[[str, Step, float], None]
 """Called with (kind of work, finished step, seconds that it alone took; 0 where it was there already)."""
@@ -51,6 +56,8 @@ class Builder:
         self.threads = threads
         self.note = note
         self.on_step = on_step
+        self.seconds_left: Callable[[], float] = lambda: float("inf")
+        """Of the budget, once there is one."""
         self._spent = 0.0  # seconds of all steps in this sitting, nested ones counted once
         torch.set_num_threads(threads)
         self._versions = {k: v for k, v in device.versions().items() if k != "openvino"}
@@ -58,9 +65,9 @@ class Builder:
 
     # ------------------------------------------------------------ models
 
-    def fresh(self) -> Served:
+    def fresh(self, seed: int | None = None) -> Served:
         """The untrained model with its pre-processing, the same for the same seed; pretrained weights where given."""
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed if seed is None else seed)
         try:
             model = self.workload.model()
         except Exception as error:  # the user's own code may raise anything
@@ -69,6 +76,8 @@ class Builder:
             raise WorkloadError(f"model= gave a {type(model).__name__}: it must build a torch.nn.Module")
         if self.workload.pretrained is not None:
             load_weights(model, Path(self.workload.pretrained))
+        if self.workload.output is not None:
+            model = Selected(model, self.workload.output)
         preprocess = self.workload.preprocess
         if preprocess is None and self.examples.valid.inputs[0].dtype == np.uint8:
             preprocess = ScaleBytes()
@@ -93,7 +102,7 @@ class Builder:
             ) from error
         if not isinstance(output, torch.Tensor):
             raise WorkloadError(
-                f"the model returns a {type(output).__name__}: return one tensor from forward, the one that is served"
+                f"the model returns a {type(output).__name__}: say which tensor of it is served with output=, a place or a key"
             )
         if output.shape[:1] != inputs[0].shape[:1]:
             raise WorkloadError(
@@ -136,7 +145,7 @@ class Builder:
         """The trained weights: `model.safetensors`."""
 
         def work(folder: Path) -> dict[str, Any]:
-            model, facts = self.fresh(), {}
+            model, facts = self.fresh(plan.seed), {}
             train = self.examples.train
             if self.workload.pretrained is None:
                 if train is None:
@@ -146,6 +155,7 @@ class Builder:
                         model, train, self.workload.loss_function(), plan.training,
                         seed=plan.seed, augment=self.workload.augment,
                         checkpoint=folder / "train.checkpoint", progress=self._progress("training"),
+                        seconds_left=self.seconds_left,
                     )  # fmt: skip
                 except (TenfoldError, OSError, MemoryError):
                     raise
@@ -158,35 +168,183 @@ class Builder:
 
     def shaped(self, plan: Plan) -> Step:
         """The weights after the plan's model passes."""
-        step, key = self.trained(plan), self.training_key(plan)
+        if not plan.model_passes:
+            return self.trained(plan)
+        before, last = _less_one(plan)
+        self.shaped(before)
+
+        def work(folder: Path) -> dict[str, Any]:
+            model = self.structure(plan)
+            facts = last.teach(model, plan.training, self._materials(folder, last.key.get("pass", "pass")))
+            _save(model, folder / "model.safetensors")
+            return facts
+
+        return self._step("train", self.shaped_key(plan), work)
+
+    def shaped_key(self, plan: Plan) -> dict[str, Any]:
+        """Identity of the plan's weights; it can be known without training."""
+        key = self.training_key(plan)
         for done in plan.model_passes:
-            key = {"step": "model pass", "pass": done.key, "from": key}
-            before = step
+            key = {"step": "model pass", "pass": done.key, "from": key, **self.learning_key()}
+        return key
 
-            def work(folder: Path, before: Step = before, done: Any = done) -> dict[str, Any]:
-                model = self.load(before)
-                facts: dict[str, Any] = done.apply(model, plan.training, self._materials(folder, done.key.get("pass", "pass")))
-                _save(model, folder / "model.safetensors")
-                return facts
+    def learning_key(self) -> dict[str, Any]:
+        """Identity of what students learn from and are made of, beside the baseline and its data; empty where there is nothing more."""
+        own = {"student": self.workload.student, "teacher": self.workload.teacher}
+        more = {name: code_identity(function) for name, function in own.items() if function is not None}
+        return more | ({"unlabelled": self.examples.unlabelled.identity} if self.examples.unlabelled is not None else {})
 
-            step = self._step("train", key, work)
-        return step
+    def structure(self, plan: Plan) -> nn.Module:
+        """The model that the plan's weights fit, with what weights it has before the last pass has taught it."""
+        if not plan.model_passes:
+            return self.fresh()
+        before, last = _less_one(plan)
+        model = self.load(before)
+        torch.manual_seed(plan.seed)
+        return last.shape(model, self._materials(Path(), "shaping"))
+
+    def load(self, plan: Plan) -> nn.Module:
+        """The plan's model, with its weights."""
+        model = self.structure(plan)
+        model.load_state_dict(load_file(self.shaped(plan).path / "model.safetensors"))
+        return model.eval()
+
+    def training_cpu_seconds(self, plan: Plan) -> float:
+        """Of all trainings that went into a plan, the baseline's included, each counted once."""
+        steps = {s.path.name: s.meta["cpu_seconds"] for p in _trainings(plan) for s in [self.shaped(p)]}
+        return float(sum(steps.values()))
+
+    def is_trained(self, plan: Plan) -> bool:
+        """Whether all trainings that go into a plan are there already."""
+        return all(self.store.has(self.shaped_key(p)) for p in _trainings(plan))
+
+    def skeleton(self, plan: Plan) -> Path:
+        """The graph of the plan's structure before it is taught anything: good for timing alone."""
+
+        def write(folder: Path) -> dict[str, Any]:
+            example = self.examples.valid.take(slice(0, 64)).inputs
+            export(self.structure(plan), example, folder / "model.onnx")
+            return {}
+
+        key = {"step": "skeleton", "from": self.shaped_key(plan), "versions": self._exporters()}
+        return self._step("export", key, write).path / "model.onnx"
+
+    # ------------------------------------------------------------ what a student learns
+
+    def teacher(self, *, seeds: Sequence[int] = (0,), batch_size: int, mixup: bool) -> Teacher:
+        """What the baseline answers on augmented training examples (and on those without labels), or the mean of several trainings of it.
+
+        Args:
+            seeds: one a training, each added to the builder's own; or none: the workload's own `teacher`.
+        """
+        split = self.examples.to_learn_from()
+        augment = mixed(self.workload.augment) if mixup else self.workload.augment
+        feed = Feed(split, batch_size, seed=self.seed, augment=augment)
+        feed.repeat = VIEWS * epoch_steps(feed)
+        plans = [Plan(training=self.workload.training, seed=self.seed + s, session=SessionConfig(threads=self.threads)) for s in seeds]
+        key = {
+            "step": "answers", "teachers": [self.training_key(p) for p in plans] or code_identity(self.workload.teacher),
+            "on": split.identity, "augment": code_identity(self.workload.augment), "mixup": mixup, "seed": self.seed, "batch": feed.batch,
+            "environment": [device.cpu_class(), __version__],
+        }  # fmt: skip
+        run = self._answerer(plans)
+
+        def stored(epoch: int) -> Array:
+            def work(folder: Path) -> dict[str, Any]:
+                np.save(folder / "answers.npy", answer_epoch(feed, run, epoch, pick_device()))
+                return {}
+
+            answers: Array = np.load(self._step("train", {**key, "epoch": epoch}, work).path / "answers.npy", allow_pickle=False)
+            return answers
+
+        ((first, _),) = feed.parts(0, pick_device())
+        one = run(tuple(x[:2] for x in first))
+        bytes_an_epoch = epoch_steps(feed) * feed.batch * one[0].numel() * 4
+        return Teacher(feed, run, stored if bytes_an_epoch <= STORED_BYTES else None)
+
+    def _answerer(self, plans: Sequence[Plan]) -> Callable[[tuple[Tensor, ...]], Tensor]:
+        """The mean output of trained models, on the device that trains: by their graphs on a CPU, where they run faster."""
+        if not plans or pick_device().type != "cpu":
+            models = [self.load(p) for p in plans] or [self.users_teacher()]
+            for model in models:
+                model.to(pick_device()).eval()
+
+            @torch.inference_mode()
+            def in_torch(inputs: tuple[Tensor, ...]) -> Tensor:
+                mean: Tensor = torch.stack([m(*inputs).float() for m in models]).mean(0)
+                return mean.clone()
+
+            return in_torch
+        runners = [open_session(self.graph(p).path / "model.onnx", p.session) for p in plans]
+
+        def by_graph(inputs: tuple[Tensor, ...]) -> Tensor:
+            arrays = [x.numpy() for x in inputs]
+            return torch.from_numpy(np.mean([r(arrays) for r in runners], axis=0, dtype=np.float32))
+
+        return by_graph
+
+    def check_teacher(self) -> None:
+        """See that the workload's own teacher, where it has one, is no worse than the model that it is to teach.
+
+        Raises:
+            WorkloadError: it is, or it does not take the inputs.
+        """
+        if self.workload.teacher is None:
+            return
+        valid, run = self.examples.valid, self._answerer(())
+        assert valid.targets is not None
+
+        def work(_folder: Path) -> dict[str, Any]:
+            batches = [batch_of(valid, slice(i, i + 256), pick_device())[0] for i in range(0, len(valid), 256)]
+            try:
+                answers = np.concatenate([run(b).float().cpu().numpy() for b in batches])
+            except Exception as error:  # the user's own code may raise anything
+                raise WorkloadError(f"the teacher does not take the inputs ({type(error).__name__}: {_first(error)}): make them fit") from error
+            return {"score": float(self.workload.scores(answers, valid.targets).mean())}  # type: ignore[arg-type]
+
+        key = {"step": "teacher", "teacher": code_identity(self.workload.teacher), "on": valid.identity, "workload": self.workload_id}
+        score = self._step("evaluate", key, work).meta["score"]
+        plan = Plan(training=self.workload.training, seed=self.seed, session=SessionConfig())
+        own = float(self.workload.scores(self.outputs(plan, valid, 64), valid.targets).mean())
+        if score < own:
+            shown = [s if self.workload.better_is_higher else -s for s in (score, own)]
+            raise WorkloadError(
+                f"the teacher scores {shown[0]:.4f} on valid, the model itself {shown[1]:.4f}: leave teacher= out, or give a better one"
+            )
+
+    def users_teacher(self) -> Served:
+        """The workload's own teacher, behind the same pre-processing as the model.
+
+        Raises:
+            WorkloadError: it cannot be built.
+        """
+        assert self.workload.teacher is not None
+        try:
+            model = self.workload.teacher()
+        except Exception as error:  # the user's own code may raise anything
+            raise WorkloadError(f"building the teacher raised {type(error).__name__}: {error}") from error
+        return Served(model, self.fresh().preprocess)
 
     def graph_key(self, plan: Plan) -> dict[str, Any]:
         """Identity of the plan's graph; it can be known without building."""
-        key = self.training_key(plan)
-        for done in plan.model_passes:
-            key = {"step": "model pass", "pass": done.key, "from": key}
-        versions = [__version__, *(self._versions.get(p) for p in ("torch", "onnx", "onnxscript"))]
-        key = {"step": "export", "from": key, "versions": versions}
+        if plan.join is not None:
+            key = {"step": "join", "join": plan.join.key, "from": [self.graph_key(p) for p in plan.join.parts], "versions": self._graph_tools()}
+        else:
+            key = {"step": "export", "from": self.shaped_key(plan), "versions": self._exporters()}
         for graph in plan.graph_passes:
             key = {
                 "step": "graph pass",
                 "pass": graph.key,
                 "from": key,
-                "versions": [__version__, *(self._versions.get(p) for p in ("onnx", "onnxruntime"))],
+                "versions": self._graph_tools(),
             }
         return key
+
+    def _exporters(self) -> list[str | None]:
+        return [__version__, *(self._versions.get(p) for p in ("torch", "onnx", "onnxscript"))]
+
+    def _graph_tools(self) -> list[str | None]:
+        return [__version__, *(self._versions.get(p) for p in ("onnx", "onnxruntime"))]
 
     def graph(self, plan: Plan) -> Step:
         """The ONNX graph, `model.onnx`, after all passes."""
@@ -200,9 +358,17 @@ class Builder:
 
             return self._step("calibrate", self.graph_key(plan), work)
 
+        if (join := plan.join) is not None:
+
+            def splice(folder: Path) -> dict[str, Any]:
+                sources = [self.graph(p).path / "model.onnx" for p in join.parts]
+                return join.apply(sources, folder / "model.onnx", self._materials(folder, "joining"))
+
+            return self._step("calibrate", self.graph_key(plan), splice)
+
         def write(folder: Path) -> dict[str, Any]:
             example = self.examples.valid.take(slice(0, 64)).inputs
-            export(self.load(self.shaped(plan)), example, folder / "model.onnx")
+            export(self.load(plan), example, folder / "model.onnx")
             return {}
 
         return self._step("export", self.graph_key(plan), write)
@@ -253,12 +419,6 @@ class Builder:
         outputs: Array = np.load(step.path / "outputs.npy", allow_pickle=False)
         return outputs
 
-    def load(self, step: Step) -> Served:
-        """The model with the weights that a step left."""
-        model = self.fresh()
-        model.load_state_dict(load_file(step.path / "model.safetensors"))
-        return model.eval()
-
     # ------------------------------------------------------------ helpers
 
     def _step(self, kind: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Step:
@@ -276,8 +436,21 @@ class Builder:
 
     def _materials(self, folder: Path, activity: str) -> Materials:
         return Materials(
-            workload=self.workload, examples=self.examples, seed=self.seed, folder=folder, progress=self._progress(activity)
-        )
+            workload=self.workload, examples=self.examples, seed=self.seed, folder=folder, progress=self._progress(activity),
+            seconds_left=self.seconds_left, teacher=self.teacher,
+        )  # fmt: skip
+
+
+def _less_one(plan: Plan) -> tuple[Plan, ModelPass]:
+    """The plan before its last model pass, and that pass."""
+    return dataclasses.replace(plan, model_passes=plan.model_passes[:-1]), plan.model_passes[-1]
+
+
+def _trainings(plan: Plan) -> list[Plan]:
+    """What is trained on the way to a plan, one after the other: the plan before each of its model passes, and those of its parts."""
+    if plan.join is not None:
+        return [p for part in plan.join.parts for p in _trainings(part)]
+    return [dataclasses.replace(plan, model_passes=plan.model_passes[:i]) for i in range(len(plan.model_passes) + 1)]
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from datetime import UTC, datetime
 from typing import Any
 
 from tenfold import __version__, device, final, insights
+from tenfold.candidate import Candidate, Ladder, recipe_label, row_of, short
 from tenfold.context import Context
 from tenfold.execute import EAGER, Objective, ratio_of
 from tenfold.final import Final
+from tenfold.lever import discover
 from tenfold.measure import Samples
-from tenfold.recipe import Recipe
-from tenfold.search import BASELINE, Candidate, Ladder, recipe_label, row_of, short
+from tenfold.recipe import canonical
+from tenfold.search import BASELINE
 from tenfold.sequence import Entry, margin_on_test, slices_on_test
 from tenfold.verdict import Decision, quality_p
 
@@ -74,6 +77,8 @@ def document(
             "training": base["training"], "bytes": base["bytes"], "peak_memory_bytes": final.memory(run, run.baseline),
         },
         "ladder": _rows(run, ladder, last, winner, reference),
+        "attribution": final.attribution(run, last) if winner else [],
+        "joint_search": ladder.joint,
         "candidates": [_candidate(c, winner) for c in ladder.candidates],
         "sequence": sequence,
         "certified": _certified(run, winner, sequence) if winner else None,
@@ -144,7 +149,7 @@ def _rows(run: Context, ladder: Ladder, last: Final, winner: Candidate | None, r
         if kept is None and r["verdict"] == Decision.TAKE:
             kept = {**r, "verdict": str(Decision.REFUSE), "reason": "a candidate without it was certified, this one was not"}
         rows.append(kept or r)
-    return rows
+    return rows + [row for key, row in pulled.items() if key not in {(r["stage"], r["lever"]) for r in ladder.rows}]
 
 
 def _not_certified(row: dict[str, Any]) -> dict[str, Any]:
@@ -154,18 +159,21 @@ def _not_certified(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pulled(run: Context, ladder: Ladder, last: Final) -> dict[tuple[str, str], dict[str, Any]]:
-    """A row for each pull of the final recipe, by stage and lever."""
-    by_id = {c.recipe.id: c for c in ladder.candidates}
-    names, recipe = list(last.prefixes), Recipe(workload=last.recipe.workload, seed=last.recipe.seed)
+    """A row for each lever of the final recipe, by stage and lever."""
+    by_id, levers = {c.recipe.id: c for c in ladder.candidates}, discover()
     out = {}
-    for before, after, pull in zip(names, names[1:], last.recipe.pulls, strict=False):
-        recipe = recipe.then(pull.lever, pull.config)
-        candidate = by_id[recipe.id]
+    for before, after in itertools.pairwise(last.prefixes):
+        name, recipe = after.partition(":")[2], last.recipes[after]
+        candidate = by_id.get(recipe.id)
+        stage = candidate.stage if candidate and candidate.stage in levers[name].stages else levers[name].stages[-1]
         factor = final.factor(run, last, before, after)
-        tried = next((r["tried"] for r in ladder.rows if (r["stage"], r["lever"]) == (str(candidate.stage), pull.lever)), 0)
-        out[str(candidate.stage), pull.lever] = row_of(
-            candidate.stage, pull.lever, Decision.TAKE, f"{short(pull.lever, pull.config)}: {factor.value:.2f}× cheaper",
-            config=pull.config, quality=candidate.verdict.quality, cost=factor, recipe=recipe.id, tried=tried,
+        tried = next((r["tried"] for r in ladder.rows if (r["stage"], r["lever"]) == (str(stage), name)), 0)
+        configs = {canonical(p.config): p for p in last.recipe.find(name)}
+        words = "; ".join(short(p.lever, p.config) for p in configs.values())
+        alone = recipe != last.recipes[before]
+        out[str(stage), name] = row_of(
+            stage, name, Decision.TAKE, f"{words}: " + (f"{factor.value:.2f}× cheaper" if alone else "pays within the whole, not alone"),
+            config=last.recipe.find(name)[-1].config, quality=final.quality_on_valid(run, recipe), cost=factor, recipe=recipe.id, tried=tried,
         )  # fmt: skip
     return out
 
@@ -198,9 +206,10 @@ def _points(run: Context, last: Final) -> list[dict[str, Any]]:
         reference = final.reference(run, samples)
         ratios = {kind: ratio_of(samples[reference], samples[last.last], kind).to_json() for kind in ("cpu", "wall")}
         sides = {"baseline": samples[reference].microseconds(), "candidate": samples[last.last].microseconds()}
+        worst = samples[last.last].worst_to_mean() if last.plan.join else None
         threads = last.plan.session.threads if point == run.evaluator.point else point.threads
         engine = "eager" if reference == EAGER else "onnxruntime"
-        out.append({**dataclasses.asdict(point), "candidate_threads": threads, "reference": engine, **sides, **ratios})
+        out.append({**dataclasses.asdict(point), "candidate_threads": threads, "reference": engine, **sides, **ratios, "worst_to_mean": worst})
     return out
 
 

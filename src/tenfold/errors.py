@@ -16,3 +16,7 @@ class WorkloadError(TenfoldError):
 
 class ExportError(TenfoldError):
     """The model cannot be written as ONNX."""
+
+
+class BudgetEndedError(TenfoldError):
+    """The budget ended in the middle of long work, which can be gone on with under a larger one."""

@@ -20,13 +20,16 @@ from tenfold.errors import WorkloadError
 from tenfold.measure import Samples, calls_for, interleave, step_costs
 from tenfold.plan import Plan
 from tenfold.train.config import TrainConfig
-from tenfold.train.loop import batch_of, make_optimizer, pick_device, tensor_of
+from tenfold.train.feed import batch_of, tensor_of
+from tenfold.train.loop import make_optimizer, pick_device
 from tenfold.verdict import Interval, cost_ratio, quality_difference
 
 Objective = Literal["serve", "latency", "throughput", "size", "train"]
 OBJECTIVES: tuple[Objective, ...] = ("serve", "latency", "throughput", "size", "train")
 ROUNDS = 5
 STEP_ROUNDS = 8
+LEAST_INPUTS = 2_000
+"""Predictions timed where cost depends on the input."""
 THREADS_SECONDS = 0.5
 """Timing the baseline with one number of threads."""
 WARM_CALLS = 20
@@ -88,6 +91,7 @@ class Evaluator:
         point: OperatingPoint | None = None,
         eager: bool = False,
         most: int = 256,
+        skeletons: bool = False,
     ) -> dict[str, Samples]:
         """Raw cost samples of all plans, interleaved.
 
@@ -97,19 +101,27 @@ class Evaluator:
             point: instead of the evaluator's own, where each plan runs on the threads that it chose: there all have the point's.
             most: calls a round, at the most.
             eager: also time the baseline in eager PyTorch, under the name `EAGER`.
+            skeletons: time the structures of all but the baseline, untrained.
+
+        Where the cost of a plan depends on the input, at least `LEAST_INPUTS` predictions are timed.
         """
         own, point = point in (None, self.point), point or self.point
-        graphs = {name: self.builder.graph(plan).path / "model.onnx" for name, plan in plans.items()}
+        graphs = {
+            name: self.builder.skeleton(plan) if skeletons and plan != self.baseline else self.builder.graph(plan).path / "model.onnx"
+            for name, plan in plans.items()
+        }
+        least = -(-LEAST_INPUTS // point.batch) if any(plan.join for plan in plans.values()) else 2
         started = time.perf_counter()
         runners = {
             name: open_session(graphs[name], plan.session if own else dataclasses.replace(plan.session, threads=point.threads))
             for name, plan in plans.items()
         }
         if eager:
-            runners[EAGER] = torch_runner(self.builder.load(self.builder.shaped(self.baseline)))
+            runners[EAGER] = torch_runner(self.builder.load(self.baseline))
         inputs = self.builder.examples.split(split).inputs
         with torch_threads(point.threads):
             calls = calls_for(runners, inputs, batch=point.batch, rounds=ROUNDS, seconds=seconds * len(runners), most=most)
+            calls = max(calls, least)
             samples = interleave(runners, inputs, batch=point.batch, rounds=ROUNDS, calls=calls)
         self.timing_seconds += time.perf_counter() - started
         return samples

@@ -18,7 +18,7 @@ from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.errors import ExportError
 from tenfold.store import is_full, unwritable
-from tenfold.train.loop import tensor_of
+from tenfold.train.feed import tensor_of
 
 PARITY_BATCHES = (1, 2, 7, 64)
 # relative to the largest output: float32 sums in another order differ in the last three digits
@@ -64,6 +64,31 @@ class Served(nn.Module):
             inputs = (self.preprocess(inputs[0]), *inputs[1:])
         output: Tensor = self.model(*inputs)
         return output
+
+
+class Selected(nn.Module):
+    """Of a model that returns several things, the one that is served."""
+
+    def __init__(self, inner: nn.Module, output: int | str) -> None:
+        """
+        Args:
+            output: a place in a tuple, or a key of a dict.
+        """
+        super().__init__()
+        self.inner = inner
+        self.output = output
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        found: Tensor = self.inner(*inputs)[self.output]
+        return found
+
+
+def as_seen_by_model(inputs: Sequence[Array], preprocess: nn.Module | None) -> tuple[Tensor, ...]:
+    """Inputs after pre-processing, that of the workload or, for uint8, the default."""
+    tensors = tuple(tensor_of(x, torch.device("cpu")) for x in inputs)
+    if preprocess is None and tensors[0].dtype == torch.uint8:
+        preprocess = ScaleBytes()
+    return tensors if preprocess is None else (preprocess(tensors[0]), *tensors[1:])
 
 
 def input_names(count: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from tenfold.execute import (
     ratio_of,
     torch_threads,
 )  # fmt: skip
-from tenfold.lever import apply_all
+from tenfold.lever import Stage, apply_all, discover
 from tenfold.measure import Samples, interleave, peak_memory
 from tenfold.plan import Plan
 from tenfold.recipe import Recipe, digest
@@ -34,6 +35,8 @@ Gain = Literal["serve", "train", "memory", "size"]
 GAIN_OF: dict[Objective, Gain] = {"serve": "serve", "latency": "serve", "throughput": "serve", "size": "size", "train": "train"}
 """The gain that an objective is about."""
 
+WITHOUT = "without:"
+
 SERVE, THROUGHPUT, OWN = "serve", "throughput", "own"
 """Operating points: the two that every run states, single predictions on one thread and batch 64 on all cores; and the
 run's own, where the baseline's threads were tuned to another number."""
@@ -44,10 +47,13 @@ class Final:
     """A recipe, or the baseline alone, as it was timed at the end."""
 
     recipe: Recipe
+    recipes: dict[str, Recipe]
+    """The baseline, and the recipe after each lever, in order; then those with one lever left out, as far as they need no
+    training of their own. The names are those of the samples."""
     prefixes: dict[str, Plan]
-    """The baseline, and the plan after each pull, in order; the names are those of the samples."""
+    """The plans of those in order, from the baseline to the whole."""
     costs: dict[str, dict[str, Samples]]
-    """By operating point, then by side: the prefixes and `EAGER`."""
+    """By operating point, then by side: all recipes and `EAGER`."""
 
     @property
     def plan(self) -> Plan:
@@ -70,21 +76,63 @@ def own_point(run: Context) -> str:
 
 
 def time_all(run: Context, recipe: Recipe) -> Final:
-    """Time the baseline and every prefix of a recipe together, at each operating point; recorded once."""
-    pulls = [(p.lever, p.config) for p in recipe.pulls]
-    prefixes = {BASELINE: run.baseline} | {f"{i}:{p[0]}": apply_all(run.baseline, pulls[: i + 1]) for i, p in enumerate(pulls)}
+    """Time the baseline, every prefix of a recipe, and the recipe less each of its levers, all together at each operating point; once."""
+    prefixes = {BASELINE: Recipe(workload=recipe.workload, seed=recipe.seed), **prefixes_of(recipe)}
+    lesser = {f"{WITHOUT}{lever}": r for lever, r in without_each(recipe).items() if r.pulls and r not in prefixes.values()}
+    plans = {n: apply_all(run.baseline, [(p.lever, p.config) for p in r.pulls]) for n, r in (prefixes | lesser).items()}
+    plans = {n: p for n, p in plans.items() if n in prefixes or run.builder.is_trained(p)}
     split = "test" if run.ledger.knows("opening") else "valid"
     costs = {}
     for name, point in points_of(run).items():
 
         def measure(point: OperatingPoint = point) -> dict[str, Any]:
             before = run.evaluator.timing_seconds
-            samples = run.evaluator.costs(prefixes, split=split, seconds=SECONDS, point=point, eager=True, most=CALLS)
+            samples = run.evaluator.costs(plans, split=split, seconds=SECONDS, point=point, eager=True, most=CALLS)
             return {"seconds": run.evaluator.timing_seconds - before, "samples": as_json(samples)}
 
         run.view.note(f"timing the ladder at batch {point.batch}", 0.0)
         costs[name] = from_json(run.ledger.remember(f"cost:final:{name}:{recipe.id}", measure)["samples"])
-    return Final(recipe=recipe, prefixes=prefixes, costs=costs)
+    recipes = {n: r for n, r in (prefixes | lesser).items() if n in plans}
+    return Final(recipe=recipe, recipes=recipes, prefixes={n: plans[n] for n in prefixes}, costs=costs)
+
+
+def prefixes_of(recipe: Recipe) -> dict[str, Recipe]:
+    """What a recipe comes to lever by lever; the names end in the lever that is added.
+
+    A recipe that holds others is taken apart by levers, in the order of their stages, but composed as soon as there are models to
+    compose: a small model that is of use only before a better one is worth nothing alone. Another is taken apart by its pulls.
+    """
+    if not any(p.inner for p in recipe.pulls):
+        return {f"{i}:{p.lever}": dataclasses.replace(recipe, pulls=recipe.pulls[: i + 1]) for i, p in enumerate(recipe.pulls)}
+    levers, stages = discover(), [Stage.TRAIN, Stage.MODEL, Stage.COMPOSE, Stage.COMPRESSION, Stage.RUNTIME]
+    ordered = sorted(recipe.levers(), key=lambda n: (stages.index(levers[n].stages[-1]), n))
+    return {f"{i}:{name}": recipe.only(ordered[: i + 1]) for i, name in enumerate(ordered)}
+
+
+def without_each(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe less each of its levers in turn."""
+    return {lever: recipe.only(recipe.levers() - {lever}) for lever in sorted(recipe.levers())}
+
+
+def attribution(run: Context, final: Final) -> list[dict[str, Any]]:
+    """What each lever is worth: the factor that it adds on top of those before it, and what the whole would be without it."""
+    base = final.costs[own_point(run)]
+    out = []
+    for before, after in itertools.pairwise(final.prefixes):
+        lever = after.partition(":")[2]
+        less = final.recipe.only(final.recipe.levers() - {lever})
+        name = next((n for n, r in final.recipes.items() if r == less), None)
+        without: dict[str, Any] = {"reason": "it would take a training of its own"}
+        if name is not None and run.settings.objective not in ("size", "train"):
+            gain = run.evaluator.ratio(base[reference(run, base)], base[name])
+            without = {"gain": gain.to_json(), "quality_difference": quality_on_valid(run, less).to_json()}
+        out.append({"lever": lever, "factor": factor(run, final, before, after).to_json(), "without": without})
+    return out
+
+
+def quality_on_valid(run: Context, recipe: Recipe) -> Interval:
+    plan = apply_all(run.baseline, [(p.lever, p.config) for p in recipe.pulls])
+    return Interval(**run.ledger.remember(f"valid:{recipe.id}", lambda: run.evaluator.quality(plan, "valid").to_json()))
 
 
 def reference(run: Context, samples: dict[str, Samples]) -> str:
@@ -121,10 +169,7 @@ def training_gain(run: Context, plan: Plan) -> Interval | None:
     if training is None:
         return None
     if plan.training == run.baseline.training:
-        if not plan.model_passes:
-            return exact_ratio(1.0, 1.0)
-        total = training["cpu_seconds"]
-        return exact_ratio(total, total + run.builder.shaped(plan).meta["cpu_seconds"])
+        return exact_ratio(training["cpu_seconds"], run.builder.training_cpu_seconds(plan))
 
     def measure() -> dict[str, Any]:
         before = run.evaluator.timing_seconds
@@ -161,7 +206,7 @@ def compiled(run: Context, seconds_left: float) -> dict[str, Any]:
         if run.workload.demo or run.settings.quick or seconds_left < COMPILE_SECONDS:
             return {"reason": "left out of demonstrations, of --quick, and where too little of the budget is left to compile"}
         inputs, began = run.examples.test.inputs, time.perf_counter()
-        model = run.builder.load(run.builder.shaped(run.baseline))
+        model = run.builder.load(run.baseline)
         with torch_threads(1):
             runner = compiled_runner(model, first_batch(inputs, 1))
             if isinstance(runner, str):

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import enum
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from tenfold.data.split import Array
 from tenfold.plan import Plan
+from tenfold.recipe import Recipe
 from tenfold.verdict import Interval, Verdict
 from tenfold.workload import Examples, Workload
+
+if TYPE_CHECKING:
+    from tenfold.export import Served
 
 Config = dict[str, Any]
 """What a lever is pulled with: JSON, as it stands in a recipe."""
@@ -27,8 +32,11 @@ class Stage(enum.StrEnum):
 
     TRAIN = "train"
     MODEL = "model"
+    """Another structure, made from the baseline."""
     COMPRESSION = "compression"
     RUNTIME = "runtime"
+    COMPOSE = "compose"
+    """Finished models put together."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,25 @@ class Tried:
     verdict: Verdict
     gain: Interval | None
     """Cost ratio against the baseline; None where it could not be built."""
+    training_seconds: float = 0.0
+    """What its own trainings took, the baseline's apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A finished model, as something that others could be composed of."""
+
+    recipe: Recipe
+    outputs: Array
+    """(n, …) on valid."""
+    scores: Array
+    """(n,) on valid."""
+    cost: float
+    """Of a prediction, over the baseline's."""
+
+
+def _no_ratios(configs: Sequence[Config]) -> list[float | None]:
+    return [None] * len(configs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +82,8 @@ class Situation:
     stage: Stage
     workload: Workload
     examples: Examples
+    fresh: Callable[[], Served]
+    """Builds the untrained model, with its pre-processing."""
     plan: Plan
     """What the levers before it have come to."""
     graph: Path
@@ -70,6 +99,10 @@ class Situation:
     """What the baseline's training took; 0 where it was given."""
     tried: tuple[Tried, ...] = ()
     """This lever's configs so far, in the order of trying."""
+    skeleton_ratios: Callable[[Sequence[Config]], Sequence[float | None]] = _no_ratios
+    """Configs of this lever to how many times cheaper than the baseline their structures measure, untrained; None: cannot be built."""
+    parts: Callable[[], Sequence[Part]] = tuple
+    """What has been measured in full so far, the baseline first."""
 
 
 class Lever(Protocol):
@@ -91,6 +124,23 @@ class Lever(Protocol):
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         """The plan with the lever pulled. Pure: no work is done here."""
+        ...
+
+
+@runtime_checkable
+class Searched(Lever, Protocol):
+    """A lever whose configs the joint search may choose."""
+
+    def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
+        """Dimensions by name, each with its choices: numbers in their order, or texts. Empty: it does not apply."""
+        ...
+
+    def at(self, situation: Situation, point: Mapping[str, Any]) -> Config:
+        """The config of a point, with a short training where it trains."""
+        ...
+
+    def longer(self, config: Config, times: float) -> Config:
+        """The config with so many times its training."""
         ...
 
 

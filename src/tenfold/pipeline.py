@@ -18,12 +18,13 @@ from typing import Any
 from tenfold import device, final, insights
 from tenfold.build import Builder
 from tenfold.bundle import Bundle, write_bundle
+from tenfold.candidate import Candidate, Ladder
 from tenfold.certify import CONFIRMED, MAX_SEQUENCE
 from tenfold.context import Context
 from tenfold.document import UNITS, document, manifest
 from tenfold.engine import open_session
 from tenfold.errors import TenfoldError, WorkloadError
-from tenfold.execute import EAGER, Evaluator, Objective, OperatingPoint, as_json, first_batch, plain_session
+from tenfold.execute import EAGER, LEAST_INPUTS, ROUNDS, Evaluator, Objective, OperatingPoint, as_json, first_batch, plain_session
 from tenfold.export import check_batches, export
 from tenfold.final import Final
 from tenfold.ledger import Ledger
@@ -31,13 +32,15 @@ from tenfold.lever import discover
 from tenfold.plan import Plan
 from tenfold.progress import View, clock, make_view
 from tenfold.recipe import Recipe
-from tenfold.search import BASELINE, FULL_SECONDS, Budget, Candidate, Ladder, Search, Settings, p99_ratio
+from tenfold.search import BASELINE, FULL_SECONDS, Budget, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
 from tenfold.verdict import COST_BAR, Decision
 from tenfold.workload import Workload, code_identity, find, load
 
 QUICK_SECONDS = 300.0
+TIMED_SIDES = 6
+"""Of a composed candidate at the end, in predictions of the baseline: eager PyTorch counts several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +186,7 @@ def _begin(task: Workload, settings: Settings, folder: Path, ledger: Ledger, vie
     run_id = ledger.remember("id", lambda: uuid.uuid4().hex)
     asked = {
         "workload": builder.workload_id, "margin": task.margin, "margin_kind": task.margin_kind,
-        "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **dataclasses.asdict(settings),
+        "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **builder.learning_key(), **dataclasses.asdict(settings),
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))
     known = ledger.remember("settings", lambda: asked)
@@ -212,6 +215,7 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
         ledger=run.ledger, started=run.ledger.remember("clock", lambda: run.ledger.elapsed),
         seconds=run.settings.budget_seconds, trials=run.settings.trials, reserve=estimate["certify_seconds"],
     )  # fmt: skip
+    run.builder.seconds_left = lambda: budget.left
     search = Search(
         run.evaluator, run.ledger, run.view, run.settings, budget=budget, margin=run.margin,
         reference=EAGER if base["cheaper"] == EAGER else BASELINE,
@@ -248,8 +252,8 @@ def _preflight(run: Context) -> dict[str, float]:
         each = (time.perf_counter() - begun) / 5 / batch
     sizes = run.examples.sizes()
     trial = 1.0 + sizes["valid"] * each + 3 * FULL_SECONDS
-    # at both operating points baseline, eager PyTorch and a recipe of two pulls
-    timing = 2 * 4 * final.SECONDS
+    # at both operating points baseline, eager PyTorch and a recipe of two pulls, and with these costs many inputs where they depend on them
+    timing = max(2 * 4 * final.SECONDS, TIMED_SIDES * ROUNDS * LEAST_INPUTS * each)
     last = (2 * sizes["confirm"] + 2 * sizes["test"]) * each + timing
     whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * each + timing
     seconds = run.settings.budget_seconds
@@ -269,6 +273,7 @@ def _baseline(run: Context) -> dict[str, Any]:
     trained = run.builder.trained(run.baseline)
     graph = run.builder.graph(run.baseline)
     run.builder.batches(run.baseline)
+    run.builder.check_teacher()
 
     def tune() -> dict[str, float]:
         before = run.evaluator.timing_seconds

@@ -7,18 +7,20 @@ killed goes on with the choices that its recorded measurements imply.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from tenfold.errors import TenfoldError
+from tenfold.candidate import Candidate, Entrant, Ladder, Rung, judged, parts_front, row_of
+from tenfold.errors import BudgetEndedError, TenfoldError
 from tenfold.execute import EAGER, Evaluator, Objective, as_json, from_json
+from tenfold.joint import JointSearch, searched
 from tenfold.ledger import Ledger
-from tenfold.lever import Config, Lever, Refusal, Situation, Stage, Tried, discover
+from tenfold.lever import Config, Lever, Part, Refusal, Situation, Stage, Tried, discover
 from tenfold.measure import Samples
 from tenfold.plan import Plan
 from tenfold.progress import View
-from tenfold.recipe import Recipe
+from tenfold.recipe import Recipe, digest
 from tenfold.verdict import Decision, Interval, Verdict, choose, exact_ratio
 
 SCREEN_ABOVE = 3
@@ -28,6 +30,8 @@ SCREEN_ROWS = 250
 SCREEN_SECONDS = 0.4
 FULL_SECONDS = 1.5
 """Timing a config, in the first rung and the last."""
+FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
+"""Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
 BASELINE, CURRENT = "baseline", "current"
 
 
@@ -45,34 +49,6 @@ class Settings:
     levers: tuple[str, ...] | None = None
     """Only these. None: all."""
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A recipe that was measured."""
-
-    recipe: Recipe
-    plan: Plan
-    stage: Stage
-    lever: str
-    config: Config
-    verdict: Verdict
-    gain: Interval | None
-    """Cost ratio against the baseline."""
-
-    @property
-    def label(self) -> str:
-        return short(self.lever, self.config)
-
-
-@dataclass
-class Ladder:
-    """What a search came to."""
-
-    recipe: Recipe
-    plan: Plan
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    candidates: list[Candidate] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,87 +99,162 @@ class Search:
         self.trial_seconds = trial_seconds
         self.training_seconds = training_seconds
         self.trials = 0
+        self.occasion = ""
+        """Of levers that are pulled a second time: tells their questions in the ledger apart."""
         builder = evaluator.builder
-        self.ladder = Ladder(recipe=Recipe(workload=builder.workload_id, seed=settings.seed), plan=evaluator.baseline)
+        self.root = Rung(recipe=Recipe(workload=builder.workload_id, seed=settings.seed), plan=evaluator.baseline)
+        self.ladder = Ladder(recipe=self.root.recipe, plan=self.root.plan)
 
     def climb(self) -> Ladder:
-        levers = discover()
         for stage in Stage:
-            for name, lever in levers.items():
-                if stage in lever.stages and (self.settings.levers is None or name in self.settings.levers):
-                    self.view.lever(name, stage, self.budget.left)
-                    row = self._pull(lever, stage)
-                    self.ladder.rows.append(row)
-                    self.view.row(row)
+            self._climb(stage)
+        joint = JointSearch(search=self, levers={s: searched(self._levers(s)) for s in (Stage.MODEL, Stage.COMPRESSION)})
+        if not self.settings.quick and self.settings.objective != "train" and (found := joint.run()) is not None:
+            self.ladder.joint = found
+            self.occasion = "joint"
+            self._climb(Stage.COMPOSE)
         return self.ladder
 
-    def _pull(self, lever: Lever, stage: Stage) -> dict[str, Any]:
-        """Try a lever's configs round by round; go on from the best that was taken. Its row of the ladder."""
+    def _climb(self, stage: Stage) -> None:
+        """Pull the levers of a stage, and go on from what is best."""
+        if stage is Stage.COMPOSE:
+            self._compress_parts()
+        for lever in self._levers(stage):
+            self.view.lever(lever.name, stage, self.budget.left)
+            now = self.root if stage in FROM_THE_BASELINE else Rung(recipe=self.ladder.recipe, plan=self.ladder.plan)
+            row, best = self._pull(lever, stage, now)
+            if best is not None and (now is not self.root or self._gain_of(best) > self._gain_of(self._top())):
+                self.ladder.recipe, self.ladder.plan = best.recipe, best.plan
+            self.ladder.put(row)
+            self.view.row(row)
+
+    def _top(self) -> Candidate | None:
+        """What the ladder has come to; None: the baseline."""
+        return next((c for c in self.ladder.candidates if c.recipe.id == self.ladder.recipe.id), None)
+
+    @staticmethod
+    def _gain_of(candidate: Candidate | None) -> float:
+        return candidate.gain.value if candidate is not None and candidate.gain is not None else 1.0
+
+    def _levers(self, stage: Stage) -> list[Lever]:
+        return [v for name, v in discover().items() if stage in v.stages and (self.settings.levers is None or name in self.settings.levers)]
+
+    def _compress_parts(self) -> None:
+        """Pull the levers of compression on the baseline and on every model that may be a part of a whole, where that was not done yet."""
+        done = {c.recipe.pulls[:-1] for c in self.ladder.candidates if c.stage is Stage.COMPRESSION}
+        models = parts_front([c for c in self.ladder.candidates if c.stage is Stage.MODEL])
+        rungs = {"baseline": self.root} | {c.label: Rung(recipe=c.recipe, plan=c.plan) for c in models}
+        for label, rung in rungs.items():
+            if models and rung.recipe.pulls not in done:
+                for lever in self._levers(Stage.COMPRESSION):
+                    self.view.lever(f"{lever.name} on {label}", Stage.COMPRESSION, self.budget.left)
+                    self._pull(lever, Stage.COMPRESSION, rung)
+
+    def _pull(self, lever: Lever, stage: Stage, now: Rung) -> tuple[dict[str, Any], Candidate | None]:
+        """Try a lever's configs round by round. Its row of the ladder, and the best that was taken."""
         tried: list[Candidate] = []
         stopped = False
         for turn in range(100):
-            proposal = self._propose(lever, stage, turn, tried)
+            proposal = self._propose(lever, stage, now, turn, tried)
             if isinstance(proposal, Refusal):
-                return row_of(stage, lever.name, Decision.REFUSE, proposal.reason)
+                return row_of(stage, lever.name, Decision.REFUSE, proposal.reason), None
             if not proposal:
                 break
-            measured, stopped = self._round(lever, stage, turn, proposal)
+            measured, stopped = self._round(lever, stage, now, turn, proposal)
             tried += measured
             if stopped:
                 break
         self.ladder.candidates += tried
         if not tried:
             reason = "the budget ended before it" if stopped else "nothing to try here"
-            return row_of(stage, lever.name, Decision.INCONCLUSIVE if stopped else Decision.REFUSE, reason)
+            return row_of(stage, lever.name, Decision.INCONCLUSIVE if stopped else Decision.REFUSE, reason), None
         taken = [c for c in tried if c.verdict.decision is Decision.TAKE]
-        best = max(taken or tried, key=lambda c: (c.verdict.cost.value if c.verdict.cost else 0.0, c.recipe.id))
-        if taken:
-            self.ladder.recipe, self.ladder.plan = best.recipe, best.plan
-        return row_of(
-            stage, lever.name, best.verdict.decision, best.verdict.reason,
+        firm = [c for c in taken if self._is_firm(c)]
+        best = max(firm or taken or tried, key=lambda c: (c.verdict.cost.value if c.verdict.cost else 0.0, c.recipe.id))
+        decision, reason = best.verdict.decision, best.verdict.reason
+        if taken and not firm:
+            decision, reason = Decision.INCONCLUSIVE, f"{reason}: {len(self.evaluator.builder.examples.test):,} test examples would not show that"
+        row = row_of(
+            stage, lever.name, decision, reason,
             config=best.config, quality=best.verdict.quality, cost=best.verdict.cost, recipe=best.recipe.id, tried=len(tried),
         )  # fmt: skip
+        return row, best if firm else None
 
-    def _propose(self, lever: Lever, stage: Stage, turn: int, tried: Sequence[Candidate]) -> list[Config] | Refusal:
+    def _is_firm(self, candidate: Candidate) -> bool:
+        """Whether the test split would certify the difference that valid shows: only on such a candidate is built further."""
+        quality, examples = candidate.verdict.quality, self.evaluator.builder.examples
+        if quality is None:
+            return True
+        narrower = (len(examples.valid) / len(examples.test)) ** 0.5
+        return bool(quality.value - (quality.value - quality.low) * narrower >= -self.margin)
+
+    def _propose(self, lever: Lever, stage: Stage, now: Rung, turn: int, tried: Sequence[Candidate]) -> list[Config] | Refusal:
         def ask() -> Any:
-            builder = self.evaluator.builder
-            situation = Situation(
-                stage=stage, workload=builder.workload, examples=builder.examples, plan=self.ladder.plan,
-                graph=builder.graph(self.ladder.plan).path / "model.onnx",
-                objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
-                quick=self.settings.quick, seconds_left=self.budget.left, training_seconds=self.training_seconds,
-                tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain) for c in tried),
-            )  # fmt: skip
-            answer = lever.propose(situation)
+            answer = lever.propose(replace(self.situation(stage, now, tried), skeleton_ratios=partial(self._skeleton_ratios, lever, now)))
             return {"refusal": answer.reason} if isinstance(answer, Refusal) else {"configs": list(answer)}
 
         if self.settings.quick and stage in (Stage.TRAIN, Stage.MODEL):
             return Refusal("--quick pulls post-training levers only")
-        answer = self.ledger.remember(f"propose:{stage}:{lever.name}:{turn}", ask)
+        answer = self.ledger.remember(f"propose:{self._key(stage, lever, now, turn)}", ask)
         return Refusal(answer["refusal"]) if "refusal" in answer else answer["configs"]
+
+    def situation(self, stage: Stage, now: Rung, tried: Sequence[Candidate]) -> Situation:
+        builder = self.evaluator.builder
+        return Situation(
+            stage=stage, workload=builder.workload, examples=builder.examples, fresh=builder.fresh, plan=now.plan,
+            graph=builder.graph(now.plan).path / "model.onnx",
+            objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
+            quick=self.settings.quick, seconds_left=self.budget.left, training_seconds=self.training_seconds,
+            tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
+            parts=self._parts,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ the joint search
+
+    def left(self, question: str) -> float:
+        """Seconds of the budget that are left; asked once a question, and recorded."""
+        answer: float = self.ledger.remember(f"left:{question}", lambda: min(self.budget.left, 1e9))
+        return answer
+
+    def joint_round(self, turn: int | str, entries: Sequence[Entrant]) -> tuple[list[Candidate], bool]:
+        """Measure recipes of the joint search in full; its candidates are kept with the ladder's."""
+        self.view.lever(f"joint search, round {turn}", "joint", self.budget.left)
+        measured, stopped = self.measure(f"joint:{turn}", Stage.MODEL, self.root, entries, [(None, FULL_SECONDS)])
+        self.ladder.candidates += measured
+        return measured, stopped
 
     # ------------------------------------------------------------ a round of configs
 
-    def _round(self, lever: Lever, stage: Stage, turn: int, configs: Sequence[Config]) -> tuple[list[Candidate], bool]:
-        """Measure configs, by successive halving where they are many (Jamieson & Talwalkar 2016, arXiv:1502.07943).
-
-        Returns:
-            A candidate for each config that was measured, and whether the budget stopped it.
-        """
-        key = f"{stage}:{lever.name}:{turn}"
-        plans = {}
-        for config in configs:
-            recipe = self.ladder.recipe.then(lever.name, config)
-            plans[recipe.id] = (recipe, lever.apply(self.ladder.plan, config), config)
+    def _round(self, lever: Lever, stage: Stage, now: Rung, turn: int, configs: Sequence[Config]) -> tuple[list[Candidate], bool]:
+        """Measure a lever's configs; a candidate for each that was measured, and whether the budget stopped it."""
         valid = len(self.evaluator.builder.examples.valid)
         screen = max(SCREEN_ROWS, valid // 4)
         rungs: list[tuple[int | None, float]] = [(None, FULL_SECONDS)]
         if stage is Stage.TRAIN:  # steps are timed first: only what is cheaper is worth a training
             rungs = [(0, SCREEN_SECONDS), (None, FULL_SECONDS)]
-        elif len(configs) > SCREEN_ABOVE and screen < valid:
+        elif stage is Stage.COMPRESSION and len(configs) > SCREEN_ABOVE and screen < valid:
             rungs = [(screen, SCREEN_SECONDS), (None, FULL_SECONDS)]
+        entries = [
+            Entrant(recipe=now.recipe.then(lever.name, c), plan=lever.apply(now.plan, c), lever=lever.name, config=c) for c in configs
+        ]
+        return self.measure(self._key(stage, lever, now, turn), stage, now, entries, rungs)
 
+    def measure(
+        self, key: str, stage: Stage, now: Rung, entries: Sequence[Entrant], rungs: Sequence[tuple[int | None, float]]
+    ) -> tuple[list[Candidate], bool]:
+        """Measure recipes, by successive halving where there are rungs (Jamieson & Talwalkar 2016, arXiv:1502.07943).
+
+        Args:
+            key: of this round in the ledger.
+            now: what the recipes' costs are compared with.
+            rungs: examples of valid (None: all; 0: none yet) and seconds of timing, rung by rung.
+
+        Returns:
+            A candidate for each recipe that was measured, and whether the budget stopped it.
+        """
+        plans = {e.recipe.id: e for e in entries}
         alive, out, stopped = list(plans), {}, False
+        training: dict[str, float] = {}
         for rung, (rows, seconds) in enumerate(rungs):
             last = rung == len(rungs) - 1
             quality: dict[str, Interval | None] = {}
@@ -216,54 +267,58 @@ class Search:
                     stopped = True
                     break
                 self.trials += first
-                answer = self.ledger.remember(f"quality:{name}:{rows}", partial(self._quality, plans[name][1], rows))
+                answer = self.ledger.remember(f"quality:{name}:{rows}", partial(self._quality, plans[name].plan, rows))
                 if "failed" in answer:
-                    out[name] = self._candidate(
-                        plans[name], lever, stage, Verdict(decision=Decision.REFUSE, reason=answer["failed"]), None
-                    )
+                    decision = Decision.INCONCLUSIVE if answer["ended"] else Decision.REFUSE
+                    out[name] = self._candidate(plans[name], stage, Verdict(decision=decision, reason=answer["failed"]), None)
                 else:
                     quality[name] = Interval(**answer["quality"])
+                    training[name] = answer["training_seconds"]
             if not quality:
                 break
-            costs, failed = self._costs(key, rung, {n: plans[n][1] for n in quality}, seconds, stage)
+            costs, failed = self._costs(key, rung, now, {n: plans[n].plan for n in quality}, seconds, stage)
             for name, reason in failed.items():
                 del quality[name]
-                out[name] = self._candidate(plans[name], lever, stage, Verdict(decision=Decision.REFUSE, reason=reason), None)
+                out[name] = self._candidate(plans[name], stage, Verdict(decision=Decision.REFUSE, reason=reason), None)
             for name, interval in quality.items():
                 factor, gain, p99 = costs[name]
-                out[name] = self._candidate(plans[name], lever, stage, self._verdict(interval, factor, p99), gain)
+                out[name] = replace(
+                    self._candidate(plans[name], stage, self._verdict(interval, factor, p99), gain),
+                    whole=rows is None, training_seconds=training.get(name, 0.0),
+                )  # fmt: skip
             if last or stopped:
                 break
             ranked = sorted(
                 (n for n in quality if (q := quality[n]) is None or q.high >= -self.margin), key=lambda n: -costs[n][0].value
             )
-            keep = 1 if stage is Stage.TRAIN else max(2, (len(configs) + 1) // 2)
+            keep = 1 if stage is Stage.TRAIN else max(2, (len(entries) + 1) // 2)
             if stage is Stage.TRAIN:
                 ranked = [n for n in ranked if out[n].verdict.decision is Decision.TAKE]
             for name in ranked[keep:]:
                 reason = f"{keep} siblings measured cheaper ({costs[name][0].value:.2f}×)"
                 verdict = Verdict(decision=Decision.REFUSE, reason=reason, quality=quality[name], cost=costs[name][0])
-                out[name] = self._candidate(plans[name], lever, stage, verdict, costs[name][1])
+                out[name] = self._candidate(plans[name], stage, verdict, costs[name][1])
             alive = ranked[:keep]
-        return [_judged(out[n]) for n in plans if n in out], stopped
+        return [judged(out[n]) for n in plans if n in out], stopped
 
-    def _candidate(
-        self, plan: tuple[Recipe, Plan, Config], lever: Lever, stage: Stage, verdict: Verdict, gain: Interval | None
-    ) -> Candidate:
-        recipe, built, config = plan
-        return Candidate(recipe=recipe, plan=built, stage=stage, lever=lever.name, config=config, verdict=verdict, gain=gain)
+    def _candidate(self, entrant: Entrant, stage: Stage, verdict: Verdict, gain: Interval | None) -> Candidate:
+        return Candidate(**entrant.__dict__, stage=stage, verdict=verdict, gain=gain)
 
     def _expected(self, stage: Stage) -> float:
         return self.trial_seconds + (self.training_seconds if stage is Stage.TRAIN else 0.0)
 
     def _quality(self, plan: Plan, rows: int | None) -> dict[str, Any]:
         try:
-            self.evaluator.builder.batches(plan)
-            return {"quality": self.evaluator.quality(plan, "valid", rows).to_json()}
+            builder = self.evaluator.builder
+            seconds = float(builder.shaped(plan).meta["seconds"]) if plan.model_passes else 0.0
+            builder.batches(plan)
+            return {"quality": self.evaluator.quality(plan, "valid", rows).to_json(), "training_seconds": seconds}
+        except BudgetEndedError as error:
+            return {"failed": str(error), "ended": True}
         except (TenfoldError, RuntimeError, ValueError) as error:
             if isinstance(error.__cause__, OSError):  # a full disk: the run stops, and can be resumed
                 raise
-            return {"failed": f"failed: {error}"}
+            return {"failed": f"failed: {error}", "ended": False}
 
     def _verdict(self, quality: Interval | None, factor: Interval, p99: float) -> Verdict:
         if quality is None:
@@ -275,11 +330,11 @@ class Search:
         return choose(quality, factor, self.margin)
 
     def _costs(
-        self, key: str, rung: int, plans: dict[str, Plan], seconds: float, stage: Stage
+        self, key: str, rung: int, now: Rung, plans: dict[str, Plan], seconds: float, stage: Stage
     ) -> tuple[dict[str, tuple[Interval, Interval, float]], dict[str, str]]:
         """For each plan: cost ratio against the ladder so far, against the baseline, and p99 ratio against the baseline;
         and what kept the others from being timed."""
-        everyone = {BASELINE: self.evaluator.baseline, CURRENT: self.ladder.plan, **plans}
+        everyone = {BASELINE: self.evaluator.baseline, CURRENT: now.plan, **plans}
         if self.settings.objective == "size":
             sizes = {n: (self.evaluator.builder.graph(p).path / "model.onnx").stat().st_size for n, p in everyone.items()}
             return {n: (exact_ratio(sizes[CURRENT], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}, {}
@@ -307,54 +362,50 @@ class Search:
         }, found["failed"]
 
 
-def _judged(candidate: Candidate) -> Candidate:
-    """A candidate that is only known to be cheaper is no candidate yet."""
-    if candidate.verdict.decision is not Decision.TAKE or candidate.verdict.quality is not None:
-        return candidate
-    verdict = Verdict(
-        decision=Decision.INCONCLUSIVE,
-        reason=f"the budget ended before it was trained ({candidate.verdict.reason})",
-        cost=candidate.verdict.cost,
-    )
-    return replace(candidate, verdict=verdict)
+    def _key(self, stage: Stage, lever: Lever, now: Rung, turn: int) -> str:
+        """Of a question in the ledger."""
+        return f"{stage}:{lever.name}:{now.recipe.id}:{turn}{self.occasion and ':'}{self.occasion}"
+
+    # ------------------------------------------------------------ what a lever may ask
+
+    def _skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config]) -> list[float | None]:
+        """How many times cheaper than the baseline the structures of a lever's configs are, untrained; recorded."""
+
+        def measure() -> dict[str, Any]:
+            before = self.evaluator.timing_seconds
+            plans, failed = {}, {}
+            for i, config in enumerate(configs):
+                self.view.note(f"{lever.name}: sizing", i / len(configs))
+                try:
+                    self.evaluator.builder.skeleton(plan := lever.apply(now.plan, config))
+                except (TenfoldError, RuntimeError, ValueError) as error:
+                    if isinstance(error.__cause__, OSError):
+                        raise
+                    failed[str(i)] = str(error)
+                else:
+                    plans[str(i)] = plan
+            samples = self.evaluator.costs({BASELINE: self.evaluator.baseline, **plans}, split="valid", seconds=SCREEN_SECONDS, skeletons=True)
+            ratios = {n: self.evaluator.ratio(samples[BASELINE], samples[n]).value for n in plans}
+            return {"seconds": self.evaluator.timing_seconds - before, "ratios": ratios, "failed": failed}
+
+        found = self.ledger.remember(f"cost:skeletons:{digest([lever.name, now.recipe.id, *configs])[:16]}", measure)
+        return [found["ratios"].get(str(i)) for i in range(len(configs))]
+
+    def _parts(self) -> list[Part]:
+        """The baseline, and what was measured in full on its engine."""
+        builder, evaluator = self.evaluator.builder, self.evaluator
+        able = [
+            c for c in self.ladder.candidates
+            if c.whole and c.gain is not None and c.verdict.quality is not None and c.plan.session == evaluator.baseline.session and c.plan.join is None
+        ]  # fmt: skip
+        rows = [(self.root.recipe, evaluator.baseline, 1.0)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]
+        valid = builder.examples.valid
+        return [
+            Part(recipe=recipe, outputs=builder.outputs(plan, valid, evaluator.point.batch), scores=evaluator.scores(plan, "valid"), cost=cost)
+            for recipe, plan, cost in rows
+        ]
 
 
 def p99_ratio(base: Samples, candidate: Samples) -> float:
     """Of wall time, baseline over candidate."""
     return base.microseconds()["wall_p99"] / candidate.microseconds()["wall_p99"]
-
-
-def row_of(
-    stage: str, lever: str, decision: Decision, reason: str, *,
-    config: Config | None = None, quality: Interval | None = None, cost: Interval | None = None,
-    recipe: str | None = None, tried: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """A row of the ladder as it stands in result.json."""
-    return {
-        "stage": str(stage),
-        "lever": lever,
-        "config": config,
-        "quality_difference": quality.to_json() if quality else None,
-        "cost_ratio": cost.to_json() if cost else None,
-        "verdict": str(decision),
-        "reason": reason,
-        "recipe": recipe,
-        "tried": tried,
-    }
-
-
-def short(lever: str, config: Config) -> str:
-    """A config in a few words: text as it is, switches by name, numbers with theirs; what is off is left out."""
-    words = []
-    for name, value in config.items():
-        if isinstance(value, bool):
-            words += [name.replace("_", " ")] if value else []
-        elif isinstance(value, str):
-            words.append(value)
-        elif value:
-            words.append(f"{name.replace('_', ' ')} {value:g}")
-    return f"{lever}({', '.join(words)})"
-
-
-def recipe_label(recipe: Recipe) -> str:
-    return " + ".join(short(p.lever, p.config) for p in recipe.pulls) or "baseline"

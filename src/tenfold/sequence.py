@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from tenfold import insights
+from tenfold.candidate import Candidate, Ladder, recipe_label
 from tenfold.certify import CONFIRMED, Standing, front, order_candidates, record_opening
 from tenfold.context import Context
 from tenfold.plan import Plan
-from tenfold.search import Candidate, Ladder, recipe_label
 from tenfold.store import cache_dir
 from tenfold.verdict import COST_BAR, Decision, Interval, Verdict, certify, fixed_sequence
 

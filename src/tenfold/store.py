@@ -50,6 +50,10 @@ class Store:
         except OSError as error:
             raise unwritable(root, error) from error
 
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether the output for `key` is there."""
+        return _read_meta(self.root / digest(key)) is not None
+
     def step(self, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Step:
         """The output for `key`, made by `work(folder) -> meta` unless it is there.
 

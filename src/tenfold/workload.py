@@ -46,7 +46,7 @@ class Workload:
     """
 
     model: Callable[[], nn.Module]
-    """Builds the untrained model. It maps a batch of inputs to one tensor (batch, …)."""
+    """Builds the untrained model. It maps a batch of inputs to one tensor (batch, …), or to several: see `output`."""
     margin: float
     """The quality that may be given up, in units of the metric (`margin_kind`). Above 0."""
     train: Any = None
@@ -57,6 +57,8 @@ class Workload:
     """A part of valid that search never sees; it orders the candidates."""
     test: Any = None
     """What certifies, opened once."""
+    unlabelled: Any = None
+    """More inputs without targets, of the shape of train's: a student learns from them what its teacher answers."""
     name: str = ""
     loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy"
     """`cross_entropy`, `binary_cross_entropy` (of logits), `mse`, `l1`, or a function of (output, target)."""
@@ -68,7 +70,13 @@ class Workload:
     """`relative`: the margin is a share of the baseline's own quality."""
     pretrained: str | Path | None = None
     """A safetensors file with the model's trained weights: its training is skipped."""
+    output: int | str | None = None
+    """Which of the things that the model returns is served: a place in a tuple, or a key of a dict."""
     training: TrainConfig = field(default_factory=TrainConfig)
+    student: Callable[[float], nn.Module] | None = None
+    """Builds the model at a share of its width, such as `lambda share: Net(round(64 * share))`: a family that `distill` searches."""
+    teacher: Callable[[], nn.Module] | None = None
+    """Builds a better model, trained, that takes the same inputs: students learn from it, not from the baseline."""
     augment: Callable[[Tensor, Any], Tensor] | None = None
     """(batch, generator) to batch, on the first input as it is stored, in training only."""
     preprocess: nn.Module | None = None
@@ -160,12 +168,20 @@ class Examples:
     labels: tuple[str, ...] | None
     classes: int | None
     """Number of classes, where the workload classifies."""
+    unlabelled: Split | None = None
 
     def split(self, name: str) -> Split:
         split: Split | None = getattr(self, name)
         if split is None:
             raise WorkloadError(f"there is no {name} split: give {name}= in the workload")
         return split
+
+    def to_learn_from(self) -> Split:
+        """Inputs of train and of what has no labels, for a student that learns what its teacher answers."""
+        parts = [s for s in (self.train, self.unlabelled) if s is not None]
+        if not parts:
+            raise WorkloadError("there is nothing that a student could learn from: give train= or unlabelled=")
+        return Split(inputs=tuple(np.concatenate(columns) for columns in zip(*(p.inputs for p in parts), strict=True)))
 
     @property
     def identity(self) -> str:
@@ -207,13 +223,36 @@ def load(workload: Workload) -> Examples:
             raise WorkloadError(f"{name} has no targets: give it as (x, y)")
         if name != "train" and split.groups is not None and len(np.unique(split.groups)) < 2:
             raise WorkloadError(f"{name} has one group only: no interval can be had from it, give it more groups")
+    unlabelled = _unlabelled(workload, present["valid"])
     classes = _check_classes(present, labels) if workload.classifies else None
     for pair, count in duplicates(present).items():
         notes.append(f"{count:,} examples of {pair.partition('/')[2]} are exact duplicates of some in {pair.partition('/')[0]}")
     return Examples(
         train=splits["train"], valid=present["valid"], confirm=present["confirm"], test=present["test"],
         notes=tuple(notes), labels=tuple(map(str, labels)) if labels else None, classes=classes,
+        unlabelled=unlabelled,
     )  # fmt: skip
+
+
+def _unlabelled(workload: Workload, like: Split) -> Split | None:
+    """The inputs without targets, checked against the others."""
+    source = workload.unlabelled
+    split = to_split((source, None) if hasattr(source, "dtype") or isinstance(source, tuple) else source, "unlabelled",
+                     target=workload.target, image_size=workload.image_size, labels=workload.labels)  # fmt: skip
+    if split is None:
+        return None
+    check_numbers(split, "unlabelled")
+    inputs = tuple(map(_as_served, split.inputs))
+    shapes = [[x.shape[1:] for x in inputs], [x.shape[1:] for x in like.inputs]]
+    if shapes[0] != shapes[1] or [x.dtype for x in inputs] != [x.dtype for x in like.inputs]:
+        raise WorkloadError(
+            f"unlabelled has examples of {_shapes(inputs)}, the labelled data of {_shapes(like.inputs)}: give both in one form"
+        )
+    return Split(inputs=inputs)
+
+
+def _shapes(inputs: Sequence[Array]) -> str:
+    return ", ".join(f"{tuple(x.shape[1:])} {x.dtype}" for x in inputs)
 
 
 def _as_served(array: Array) -> Array:

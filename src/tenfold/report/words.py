@@ -113,8 +113,16 @@ def day(stamp: str) -> str:
 
 
 def settings(config: Mapping[str, Any] | None) -> str:
-    """A config in a line: `backend = static, calibration = minmax`."""
-    return ", ".join(f"{key} = {plain(value)}" for key, value in (config or {}).items())
+    """A config in a line: `backend = static, calibration = minmax`; what is nested in brackets, recipes by their number."""
+    return ", ".join(_setting(key, value) for key, value in (config or {}).items())
+
+
+def _setting(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{key} ({settings(value)})"
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        return f"{len(value)} {key}"
+    return f"{key} = {plain(value)}"
 
 
 def plain(value: Any) -> str:

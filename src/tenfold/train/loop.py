@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.data.split import Array, Split
-from tenfold.errors import WorkloadError
+from tenfold.errors import BudgetEndedError, WorkloadError
 from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
+from tenfold.train.feed import Augment, Feed, batch_of, in_channels_last
+from tenfold.train.teacher import Teacher
 
 CHECKPOINT_SECONDS = 20.0
 
@@ -47,24 +49,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, config.learning_rate, betas=(config.momentum, 0.999))
 
 
-def tensor_of(array: Array, device: torch.device) -> Tensor:
-    """A batch on the device; integers that torch cannot compute with are widened."""
-    if array.dtype in (np.uint16, np.uint32, np.uint64):
-        array = array.astype(np.int64)
-    elif array.dtype == np.float64:
-        array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
-
-
-def batch_of(
-    split: Split, rows: Any, device: torch.device, *, channels_last: bool = False
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    inputs = tuple(tensor_of(x[rows], device) for x in split.inputs)
-    if channels_last:
-        inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
-    return inputs, None if split.targets is None else tensor_of(split.targets[rows], device)
-
-
 def fit(
     model: nn.Module,
     split: Split,
@@ -72,26 +56,31 @@ def fit(
     config: TrainConfig,
     *,
     seed: int = 0,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    augment: Augment | None = None,
+    teacher: Teacher | None = None,
     device: torch.device | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    seconds_left: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place, from where its checkpoint left off if there is one.
 
-    The order of examples depends on (seed, epoch) alone, augmentation on (seed, step), dropout on
-    torch's generator, which the checkpoint keeps: a resumed training gives the same weights.
+    What a step sees depends on (seed, step) alone (`Feed`), dropout on torch's generator, which the
+    checkpoint keeps: a resumed training gives the same weights.
 
     Args:
-        split: the training examples; batches that would be short are made whole from the next epoch's.
-        augment: (first input of a batch, generator) to the same shape.
+        split: the training examples.
+        augment: of the first input of a batch.
+        teacher: instead of `split`, `seed` and `augment`: what it answers on its own feed is what is to be learned.
         checkpoint: file written every `CHECKPOINT_SECONDS` and read at the start.
+        seconds_left: of a budget; asked at each step.
 
     Returns:
         steps, examples, seconds and cpu_seconds (of all sittings), the mean loss of each epoch.
 
     Raises:
         WorkloadError: the loss is NaN or infinite; names the step, the epoch and the batch.
+        BudgetEndedError: no seconds are left; the checkpoint is written.
     """
     device = device or pick_device()
     torch.manual_seed(seed)
@@ -99,7 +88,8 @@ def fit(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config)
-    batch = min(config.batch_size, len(split))
+    feed = teacher.feed if teacher is not None else Feed(split, config.batch_size, seed=seed, augment=augment)
+    batch, split = feed.batch, feed.split
     steps = max(1, math.ceil(config.epochs * len(split) / batch))
     micro = max(1, math.ceil(batch / config.accumulate))
     state = load_checkpoint(checkpoint, model, optimizer) if checkpoint is not None else None
@@ -107,7 +97,12 @@ def fit(
     started = saved = time.monotonic()
     cpu_started = time.process_time()
     before, cpu_before = state["seconds"], state.get("cpu_seconds", 0.0)
-    orders: dict[int, np.ndarray] = {}
+
+    def keep() -> None:
+        state["seconds"] = before + time.monotonic() - started
+        state["cpu_seconds"] = cpu_before + time.process_time() - cpu_started
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, model, optimizer, state)
 
     for step in range(state["step"], steps):
         seconds = before + time.monotonic() - started
@@ -119,24 +114,21 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * one_cycle(share, config.warmup)
 
-        rows = _rows_of_step(step, batch, len(split), seed, orders)
-        generator = torch.Generator().manual_seed((seed << 32) + step)
+        if seconds_left is not None and seconds_left() <= 0:
+            keep()
+            raise BudgetEndedError(f"the budget ended at {step / steps:.0%} of its training")
         total = 0.0
         optimizer.zero_grad(set_to_none=True)
-        for first in range(0, batch, micro):
-            part = rows[first : first + micro]
-            inputs, target = batch_of(split, part, device)
-            if augment is not None:
-                inputs = (augment(inputs[0], generator), *inputs[1:])
-            if config.channels_last:
-                inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+        for i, (inputs, given) in enumerate(feed.parts(step, device, micro=micro)):
+            target = given if teacher is None else teacher.answers(step, i * micro, inputs)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                output = model(*inputs)
+                output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
             assert target is not None
-            loss = loss_of(output.float(), target) * (len(part) / batch)
+            loss = loss_of(output.float(), target) * (len(target) / batch)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         if not math.isfinite(total):
+            rows = feed.rows(step)
             epoch = step * batch // len(split)
             raise WorkloadError(
                 f"the loss is {total} at step {step} (epoch {epoch}, batch of rows {rows[0]}, {rows[1 % batch]}, …): "
@@ -153,9 +145,7 @@ def fit(
             progress((step + 1) / steps, total)
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             saved = time.monotonic()
-            state["seconds"] = before + saved - started
-            state["cpu_seconds"] = cpu_before + time.process_time() - cpu_started
-            save_checkpoint(checkpoint, model, optimizer, state)
+            keep()
 
     model.eval()
     return {
@@ -165,19 +155,6 @@ def fit(
         "cpu_seconds": cpu_before + time.process_time() - cpu_started,
         "losses": state["losses"],
     }
-
-
-def _rows_of_step(step: int, batch: int, n: int, seed: int, orders: dict[int, np.ndarray]) -> np.ndarray:
-    """Row indices (batch,) of a step: epoch after epoch in fresh random orders, batches running across the seam."""
-    out = []
-    first, last = step * batch, (step + 1) * batch
-    for epoch in range(first // n, (last - 1) // n + 1):
-        if epoch not in orders:
-            for old in [e for e in orders if e < epoch - 1]:
-                del orders[old]
-            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(n)
-        out.append(orders[epoch][max(first - epoch * n, 0) : last - epoch * n])
-    return np.concatenate(out)
 
 
 @torch.inference_mode()

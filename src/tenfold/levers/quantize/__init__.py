@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from tenfold import device
 from tenfold.lever import Config, Refusal, Situation, Stage, Tried
@@ -65,6 +65,20 @@ class Quantize:
             return [_json(c) for c in _first_guesses(situation, census)]
         return [_json(c) for c in _refinements(situation) if _json(c) not in [t.config for t in situation.tried]]
 
+    def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
+        census = graph.census(situation.graph)
+        if situation.objective == "train" or census.integer or not census.compute:
+            return {}
+        sevens = [False] if device.has_vnni() else [False, True]
+        return {"calibration": ["minmax", "percentile", "entropy"], "operators": ["all", "compute"], "seven_bit": sevens, "leave_out": [0, 1, 2]}
+
+    def at(self, situation: Situation, point: Mapping[str, Any]) -> Config:
+        del situation  # the same everywhere
+        return _json(QuantizeConfig(method="static", **point))
+
+    def longer(self, config: Config, times: float) -> Config:
+        return config | {"aware_epochs": config["aware_epochs"] * times}
+
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = QuantizeConfig(**config)
         passes = plan.model_passes
@@ -74,7 +88,7 @@ class Quantize:
             how = {"epochs": chosen.aware_epochs, "seconds": chosen.aware_seconds, "seven_bit": chosen.seven_bit}
             key = {"pass": "quantization-aware training", **how}
             work = partial(quantization_aware, epochs=chosen.aware_epochs, seconds=chosen.aware_seconds or None, seven_bit=chosen.seven_bit)
-            passes = (*passes, ModelPass(key=key, apply=work))
+            passes = (*passes, ModelPass(key=key, teach=work))
         static = _json(chosen) | {"aware_epochs": 0.0, "aware_seconds": 0.0}
         done = GraphPass(key={"pass": "quantize", **static}, apply=partial(graph.METHODS[chosen.method], config=chosen))
         return dataclasses.replace(plan, model_passes=passes, graph_passes=(*plan.graph_passes, done))

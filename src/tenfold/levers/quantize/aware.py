@@ -83,6 +83,7 @@ def quantization_aware(
             dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=seconds),
             seed=materials.seed + 1, augment=materials.workload.augment,
             checkpoint=materials.folder / "aware.checkpoint", progress=materials.progress,
+            seconds_left=materials.seconds_left,
         )  # fmt: skip
     finally:
         for hook in hooks:

@@ -1,0 +1,30 @@
+"""NNCF's quantization with accuracy control on OpenVINO: make_nncf.py plain.onnx calibration.npy valid.npy targets.npy margin out.xml"""
+
+import sys
+
+import numpy as np
+
+plain, calibration, valid, targets, margin, out = sys.argv[1:7]
+
+# --- what a user writes
+import nncf
+import openvino as ov
+
+model = ov.Core().read_model(plain)
+images, labels = np.load(valid), np.load(targets)
+
+
+def accuracy(compiled, _dataset):
+    right = [compiled(images[i : i + 1])[0].argmax(1) == labels[i : i + 1] for i in range(len(images))]
+    return float(np.mean(right)), None
+
+
+quantized = nncf.quantize_with_accuracy_control(
+    model,
+    calibration_dataset=nncf.Dataset([image[None] for image in np.load(calibration)]),
+    validation_dataset=nncf.Dataset(list(zip(images, labels, strict=True))),
+    validation_fn=accuracy,
+    max_drop=float(margin),
+)
+ov.save_model(quantized, out, compress_to_fp16=False)
+# ---

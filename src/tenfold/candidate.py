@@ -1,0 +1,147 @@
+"""Recipes on their way through a search: entered, measured, and what the ladder came to; and how they are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tenfold.certify import Standing, front
+from tenfold.lever import Config, Stage
+from tenfold.plan import Plan
+from tenfold.recipe import Recipe
+from tenfold.verdict import Decision, Interval, Verdict
+
+MOST_PARTS = 4
+"""Models that are compressed as parts of a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A recipe that was measured."""
+
+    recipe: Recipe
+    plan: Plan
+    stage: Stage
+    lever: str
+    config: Config
+    verdict: Verdict
+    gain: Interval | None
+    """Cost ratio against the baseline."""
+    whole: bool = False
+    """Measured on the whole of valid."""
+    training_seconds: float = 0.0
+    """What its last training took; the baseline's does not count."""
+
+    @property
+    def label(self) -> str:
+        return short(self.lever, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """What a lever is pulled on."""
+
+    recipe: Recipe
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A recipe to be measured, with its last pull."""
+
+    recipe: Recipe
+    plan: Plan
+    lever: str
+    config: Config
+
+
+@dataclass
+class Ladder:
+    """What a search came to."""
+
+    recipe: Recipe
+    plan: Plan
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    joint: dict[str, Any] | None = None
+    """What the rounds of the joint search came to, those that learn and those at random."""
+
+    def put(self, row: dict[str, Any]) -> None:
+        """Add a lever's row, or replace the one that it had at this stage where the lever was pulled again to more effect."""
+        at = next((i for i, r in enumerate(self.rows) if (r["stage"], r["lever"]) == (row["stage"], row["lever"])), None)
+        if at is None:
+            self.rows.append(row)
+        elif (row["cost_ratio"] or {"value": 0.0})["value"] > (self.rows[at]["cost_ratio"] or {"value": 0.0})["value"]:
+            self.rows[at] = {**row, "tried": row["tried"] + self.rows[at]["tried"]}
+
+
+def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of those measured in full, what no other beats in both quality and cost."""
+    able = [c for c in candidates if c.whole and c.gain is not None and c.verdict.quality is not None]
+    standings = [Standing(recipe=c.recipe.id, quality=c.verdict.quality, gain=c.gain) for c in able]  # type: ignore[arg-type]
+    kept = {s.recipe for s in front(standings, MOST_PARTS)}
+    return [c for c in able if c.recipe.id in kept]
+
+
+def judged(candidate: Candidate) -> Candidate:
+    """A candidate that is only known to be cheaper is no candidate yet."""
+    if candidate.verdict.decision is not Decision.TAKE or candidate.verdict.quality is not None:
+        return candidate
+    verdict = Verdict(
+        decision=Decision.INCONCLUSIVE,
+        reason=f"the budget ended before it was trained ({candidate.verdict.reason})",
+        cost=candidate.verdict.cost,
+    )
+    return replace(candidate, verdict=verdict)
+
+
+def row_of(
+    stage: str, lever: str, decision: Decision, reason: str, *,
+    config: Config | None = None, quality: Interval | None = None, cost: Interval | None = None,
+    recipe: str | None = None, tried: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """A row of the ladder as it stands in result.json."""
+    return {
+        "stage": str(stage),
+        "lever": lever,
+        "config": config,
+        "quality_difference": quality.to_json() if quality else None,
+        "cost_ratio": cost.to_json() if cost else None,
+        "verdict": str(decision),
+        "reason": reason,
+        "recipe": recipe,
+        "tried": tried,
+    }
+
+
+def short(lever: str, config: Config) -> str:
+    """A config in a few words: text as it is, switches by name, numbers with theirs; what is off is left out."""
+    words: list[str] = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            words.append(short("", value)[1:-1])
+        elif isinstance(value, list):
+            words.append(_short_list(name, value))
+        elif isinstance(value, bool):
+            words += [name.replace("_", " ")] if value else []
+        elif isinstance(value, str):
+            words.append(value)
+        elif value:
+            words.append(f"{name.replace('_', ' ')} {value:g}")
+    return f"{lever}({', '.join(words)})"
+
+
+def _short_list(name: str, values: list[Any]) -> str:
+    """Numbers as they are; recipes, which a config may hold, by their pulls."""
+    if all(isinstance(v, (int, float)) for v in values):
+        return f"{name.replace('_', ' ')} {', '.join(f'{v:g}' for v in values)}"
+    return ", ".join(
+        (" + ".join(short(p["lever"], p["config"]) for p in part["pulls"]) or "baseline")
+        + (f" → {part['hand_on']:.0%} to" if part.get("hand_on") else "")
+        for part in values
+    ).replace("to, ", "to ")
+
+
+def recipe_label(recipe: Recipe) -> str:
+    return " + ".join(short(p.lever, p.config) for p in recipe.pulls) or "baseline"

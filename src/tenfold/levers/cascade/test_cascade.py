@@ -1,0 +1,230 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from tenfold.build import Builder
+from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
+from tenfold.execute import plain_session
+from tenfold.export import Served, export
+from tenfold.lever import Part, Refusal, Situation, Stage, apply_all
+from tenfold.levers.cascade import _json, foresee
+from tenfold.levers.cascade.splice import load, splice
+from tenfold.plan import Plan
+from tenfold.recipe import Recipe
+from tenfold.testing import LeverContract
+
+STUDENT = {
+    "student": {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "growth": 2.0},
+    "epochs": 1.0, "learning_rate": 0.05, "teachers": 1, "mixup": False,
+}  # fmt: skip
+
+
+class TestCascade(LeverContract):
+    name = "cascade"
+
+    def situation(self, builder: Builder, plan: Plan, stage: Stage, **changes: object) -> Situation:
+        """With a student among the parts, and another margin that lets it be of use."""
+        recipes = [Recipe(workload="w"), Recipe(workload="w").then("distill", STUDENT)]
+        valid = builder.examples.valid
+
+        def parts() -> list[Part]:
+            out = []
+            for recipe, cost in zip(recipes, (1.0, 0.1), strict=True):
+                outputs = builder.outputs(apply_all(plan, [(p.lever, p.config) for p in recipe.pulls]), valid, 1)
+                # that the student errs where it is least sure, and only there, stands in for what it learned in an epoch
+                sureness = foresee._largest_probability(outputs)
+                scores = np.ones(len(valid)) if cost == 1.0 else (sureness > np.quantile(sureness, 0.1)).astype(float)
+                out.append(Part(recipe=recipe, outputs=outputs, scores=scores, cost=cost))
+            return out
+
+        return super().situation(builder, plan, stage, **({"parts": parts} | changes))
+
+    def test_proposes_something(self, lever, small_builder: Builder, plan: Plan) -> None:
+        assert len(lever.propose(self.situation(small_builder, plan, Stage.COMPOSE))) >= 1
+
+    @pytest.mark.parametrize("objective", ["size", "train"])
+    def test_refuses_what_it_cannot_make_cheaper(self, lever, small_builder: Builder, plan: Plan, objective: str) -> None:
+        answer = lever.propose(self.situation(small_builder, plan, Stage.COMPOSE, objective=objective))
+        assert isinstance(answer, Refusal)
+
+    def test_refuses_a_model_without_class_scores(self, lever, small_builder: Builder, plan: Plan) -> None:
+        numbers = dataclasses.replace(small_builder.workload, loss="mse", metric="squared_error")
+        answer = lever.propose(self.situation(small_builder, plan, Stage.COMPOSE, workload=numbers))
+        assert isinstance(answer, Refusal)
+        assert "cannot say how sure it is" in answer.reason
+
+    def test_refuses_where_there_is_nothing_to_put_before_the_baseline(self, lever, small_builder: Builder, plan: Plan) -> None:
+        alone = self.situation(small_builder, plan, Stage.COMPOSE)
+        answer = lever.propose(dataclasses.replace(alone, parts=lambda: alone.parts()[:1]))
+        assert isinstance(answer, Refusal)
+
+
+# ---------------------------------------------------------------- the graph
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], np.ndarray]:
+    """Three nets on (n, 1, 6, 6), and inputs."""
+    folder = tmp_path_factory.mktemp("graphs")
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 4)),
+        nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)),
+        nn.Sequential(nn.Conv2d(1, 16, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+    ]
+    inputs = np.random.default_rng(0).normal(size=(64, 1, 6, 6)).astype(np.float32)
+    paths = [folder / f"{i}.onnx" for i in range(3)]
+    for net, path in zip(nets, paths, strict=True):
+        export(Served(net, None), [inputs], path)
+    return paths, inputs
+
+
+def sure(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).softmax(1).max(1).values.numpy()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+@pytest.mark.parametrize("which", ["none", "some", "all", "all to the second", "some to the third"])
+def test_a_spliced_graph_answers_by_the_part_whose_turn_it_is(graphs, tmp_path, batch, which) -> None:
+    paths, inputs = graphs
+    alone = [run_in_batches(open_session(p, SessionConfig()), [inputs], 64) for p in paths]
+    middle = [float(np.quantile(sure(a), 0.5)) for a in alone]
+    thresholds = {
+        "none": (0.0, 0.0), "some": (middle[0], middle[1]), "all": (1.1, 1.1), "all to the second": (1.1, 0.0), "some to the third": (1.1, middle[1])
+    }[which]  # fmt: skip
+    wanted = alone[0].copy()
+    handed = sure(alone[0]) < thresholds[0]
+    wanted[handed] = alone[1][handed]
+    further = handed & (sure(alone[1]) < thresholds[1])
+    wanted[further] = alone[2][further]
+    onnx.save(splice([load(p) for p in paths], thresholds), tmp_path / "cascade.onnx")
+    got = run_in_batches(open_session(tmp_path / "cascade.onnx", SessionConfig()), [inputs], batch)
+    assert np.abs(got - wanted).max() < 1e-5
+    assert (handed.any(), further.any()) == {"none": (False, False), "all to the second": (True, False)}.get(which, (True, True))
+
+
+def test_a_later_part_computes_only_the_rows_that_need_it(graphs, tmp_path) -> None:
+    """Seen by where an infinity of a later part, at rows that do not reach it, would spoil nothing; and by the shapes that flow."""
+    paths, inputs = graphs
+    first = run_in_batches(open_session(paths[0], SessionConfig()), [inputs], 64)
+    threshold = float(np.quantile(sure(first), 0.25))
+    onnx.save(splice([load(p) for p in paths[:2]], [threshold]), tmp_path / "cascade.onnx")
+    branch = next(a.g for n in onnx.load(tmp_path / "cascade.onnx").graph.node if n.op_type == "If" for a in n.attribute if a.name == "then_branch")
+    assert [n.op_type for n in branch.node if n.op_type in ("GatherND", "ScatterND")] == ["GatherND", "ScatterND"]
+    gathered = next(n.output[0] for n in branch.node if n.op_type == "GatherND")
+    assert any(gathered in n.input for n in branch.node if n.op_type != "GatherND")
+    assert not any("input" in n.input for n in branch.node if n.op_type != "GatherND")
+
+
+def test_graphs_of_different_inputs_cannot_be_spliced(graphs, tmp_path) -> None:
+    export(Served(nn.Sequential(nn.Flatten(), nn.Linear(25, 4)), None), [np.zeros((4, 1, 5, 5), np.float32)], tmp_path / "other.onnx")
+    with pytest.raises(GraphError, match="take different inputs"):
+        splice([load(graphs[0][0]), load(tmp_path / "other.onnx")], [0.5])
+
+
+def test_graphs_of_two_operator_sets_name_the_operators(graphs) -> None:
+    first, second = load(graphs[0][0]), load(graphs[0][1])
+    second.opset_import[0].version += 1
+    with pytest.raises(GraphError, match=r"cannot be spliced: part 2 uses .*Conv.* of ai\.onnx"):
+        splice([first, second], [0.5])
+
+
+def test_a_graph_without_class_scores_cannot_be_a_part(tmp_path) -> None:
+    export(Served(nn.Conv2d(1, 2, 3), None), [np.zeros((4, 1, 5, 5), np.float32)], tmp_path / "maps.onnx")
+    with pytest.raises(GraphError, match="needs class scores"):
+        load(tmp_path / "maps.onnx")
+
+
+# ---------------------------------------------------------------- thresholds
+
+
+def cascade_of(builder: Builder, share: float, student: dict = STUDENT) -> Plan:
+    root = Plan(training=builder.workload.training, session=plain_session())
+    parts = [{"pulls": [{"lever": "distill", "config": student}], "hand_on": share}, {"pulls": []}]
+    return apply_all(root, [("cascade", {"parts": parts})])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_thresholds_hand_on_the_share_that_was_asked_for(small_builder: Builder, share: float) -> None:
+    meta = small_builder.graph(cascade_of(small_builder, share)).meta
+    assert meta["handed_on"] == pytest.approx(share, abs=0.01)
+    assert 0 < meta["thresholds"][0] <= 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.001])
+def test_a_cascade_that_hands_on_all_or_nothing_is_refused(small_builder: Builder, share: float) -> None:
+    with pytest.raises(GraphError, match="is none: choose a share between"):
+        small_builder.graph(cascade_of(small_builder, share))
+
+
+def test_a_constant_score_is_refused(graphs, small_builder: Builder, tmp_path) -> None:
+    from tenfold.levers.cascade import _cascade
+
+    class Constant(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :3] * 0.0
+
+    images = small_builder.examples.valid.inputs
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for path in paths:
+        export(Served(Constant(), None), list(images), path)
+    with pytest.raises(GraphError, match="the same for every example"):
+        _cascade(paths, tmp_path / "out.onnx", small_builder._materials(tmp_path, ""), hand_on=[0.5])
+
+
+# ---------------------------------------------------------------- foreseeing
+
+
+def part(name: str, right: np.ndarray, sureness: np.ndarray, cost: float) -> Part:
+    """A part whose first logit says how sure it is."""
+    outputs = np.stack([sureness * 10, np.zeros(len(right)), np.zeros(len(right))], axis=1)
+    return Part(recipe=Recipe(workload="w").then("distill", {"name": name}), outputs=outputs, scores=right.astype(float), cost=cost)
+
+
+def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
+    rng = np.random.default_rng(0)
+    n = 1_000
+    baseline = dataclasses.replace(part("base", rng.random(n) < 0.95, rng.random(n), 1.0), recipe=Recipe(workload="w"))
+    sureness = rng.random(n)
+    small = part("small", rng.random(n) < 0.7 + 0.3 * sureness, sureness, 0.1)
+    middle = part("middle", rng.random(n) < 0.93, rng.random(n), 0.4)
+    found = foresee.best([baseline, small, middle], 0.05)
+    assert found
+    for f in found:
+        scores, rows = f.parts[0].scores.copy(), np.arange(n)
+        cost = f.parts[0].cost
+        for before, after, share in zip(f.parts, f.parts[1:], f.hand_on, strict=False):
+            order = np.argsort(foresee._largest_probability(before.outputs)[rows], kind="stable")
+            cost += foresee.OVERHEAD * len(rows) / n
+            rows = rows[order[: round(share * n)]]
+            scores[rows] = after.scores[rows]
+            cost += len(rows) / n * after.cost
+        assert f.quality == pytest.approx((scores - baseline.scores).mean(), abs=1e-9)
+        assert f.cost == pytest.approx(cost, abs=1e-9)
+    assert [f.cost for f in found] == sorted((f.cost for f in found), reverse=True)  # from safe to cheap
+
+
+def test_nothing_is_foreseen_where_one_model_alone_is_better() -> None:
+    rng = np.random.default_rng(1)
+    n = 1_000
+    right = rng.random(n) < 0.95
+    baseline = dataclasses.replace(part("base", right, rng.random(n), 1.0), recipe=Recipe(workload="w"))
+    perfect = part("perfect", np.ones(n), rng.random(n), 0.1)
+    assert foresee.best([baseline, perfect], 0.005) == []
+
+
+def test_a_foreseen_cascade_becomes_a_config() -> None:
+    rng = np.random.default_rng(2)
+    parts = [part(str(i), rng.random(100) < 0.9, rng.random(100), 1.0 / (1 + i)) for i in range(2)]
+    config = _json(foresee.Foreseen(parts=(parts[1], parts[0]), hand_on=(0.2,), quality=0.0, cost=0.7))
+    assert config == {
+        "parts": [
+            {"pulls": [{"lever": "distill", "config": {"name": "1"}}], "hand_on": 0.2},
+            {"pulls": [{"lever": "distill", "config": {"name": "0"}}]},
+        ]
+    }

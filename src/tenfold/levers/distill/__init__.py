@@ -1,0 +1,174 @@
+"""A smaller model that learns from the baseline, found by measured cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import nn
+
+from tenfold.export import Served
+from tenfold.lever import Config, Refusal, Situation, Stage, Tried
+from tenfold.levers.distill import families
+from tenfold.plan import Materials, ModelPass, Plan
+from tenfold.train.config import TrainConfig
+from tenfold.train.distill import is_mixable, learn_from_teacher
+
+TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, float("inf")))
+"""Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
+may answer the easy inputs of a cascade."""
+A_TIER = 3
+"""Students of a tier that are tried in a short training."""
+TRAIN_SHARE = 0.5
+"""Of the budget that is left after the short trainings: for those in full."""
+SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 5.0
+"""Of a short training, and of the longest, in trainings of the baseline."""
+SKELETON_SECONDS, SKELETON_SHARE = 4.0, 0.04
+"""Writing out and timing one untrained student; and the share of the budget for all."""
+WORTH_OF_HALF_THE_COST, WORTH_OF_HALF_THE_TRAINING = 2.0, 0.5
+"""In margins of quality after a short training, of which a longer one makes up for a part."""
+RATES = (0.5, 1.0, 2.0)
+"""Factors on the usual learning rate that the joint search may choose."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A student and how it is taught."""
+
+    student: dict[str, Any]
+    """Its family and size: see `families`."""
+    epochs: float
+    learning_rate: float
+    teachers: int = 1
+    """Trainings of the baseline whose mean answer is learned; 0: the workload's own teacher."""
+    mixup: bool = False
+    """Of use where a student would learn the training examples by heart; a small one in a short training does not."""
+
+
+class Distill:
+    name = "distill"
+    stages: tuple[Stage, ...] = (Stage.MODEL,)
+    touches = frozenset({"model_passes"})
+    summary = "a smaller model that learns what the baseline answers"
+
+    def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if situation.objective == "train":
+            return Refusal("a student is trained after its teacher: it makes serving cheaper, not training")
+        if not _can_learn(situation):
+            return Refusal("there is nothing that a student could learn from: give train= or unlabelled=")
+        if situation.tried:
+            return _in_full(situation)
+        return _short(situation)
+
+    def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
+        dimensions = families.dimensions(situation) if _can_learn(situation) else {}
+        mixup = [False, True] if is_mixable(situation.examples.valid.inputs) else [False]
+        return dimensions and {**dimensions, "rate": RATES, "mixup": mixup}
+
+    def at(self, situation: Situation, point: Mapping[str, Any]) -> Config:
+        spec = families.at(point)
+        config = _json(situation, spec, _short_epochs(situation))
+        return config | {"learning_rate": config["learning_rate"] * point["rate"], "mixup": point["mixup"]}
+
+    def longer(self, config: Config, times: float) -> Config:
+        return config | {"epochs": float(round(config["epochs"] * times))}
+
+    def apply(self, plan: Plan, config: Config) -> Plan:
+        chosen = DistillConfig(**config)
+        done = ModelPass(
+            key={"pass": "distill", **config}, shape=partial(_student, spec=chosen.student), teach=partial(_teach, config=chosen)
+        )
+        return dataclasses.replace(plan, model_passes=(*plan.model_passes, done))
+
+
+def _can_learn(situation: Situation) -> bool:
+    return situation.examples.train is not None or situation.examples.unlabelled is not None
+
+
+def _student(model: nn.Module, materials: Materials, spec: dict[str, Any]) -> nn.Module:
+    assert isinstance(model, Served)
+    return Served(families.build(spec, model, materials), model.preprocess)
+
+
+def _teach(model: nn.Module, training: TrainConfig, materials: Materials, config: DistillConfig) -> dict[str, Any]:
+    how = families.training_of(config.student, training)
+    how = dataclasses.replace(how, epochs=config.epochs, learning_rate=config.learning_rate, max_seconds=None)
+    return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
+
+
+def _short(situation: Situation) -> Sequence[Config] | Refusal:
+    """Students of each tier of cost, for a short training."""
+    specs = families.space(situation)
+    if not specs:
+        return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
+    most = int(min(situation.seconds_left, 86_400.0) * SKELETON_SHARE / SKELETON_SECONDS)
+    specs = _spread(specs, max(3, most))
+    configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
+    ratios = situation.skeleton_ratios(configs)
+    cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if r is not None and r >= TIERS[0][0]]
+    if not cheaper:
+        best = max((r for r in ratios if r is not None), default=0.0)
+        return Refusal(f"no student measured is {TIERS[0][0]:g}× cheaper than the baseline: the best comes to {best:.2f}×")
+    return [c for low, high in TIERS for c, _ in _spread([x for x in cheaper if low <= x[1] < high], A_TIER)]
+
+
+def _in_full(situation: Situation) -> Sequence[Config]:
+    """The best of each tier, for as long as the budget allows."""
+    short = _short_epochs(situation)
+    if any(t.config["epochs"] != short for t in situation.tried):
+        return []
+    best: list[Tried] = []
+    for i, (low, high) in enumerate(TIERS):  # what measured at a tier's lower end may come out below it once it is trained
+        able = [t for t in situation.tried if t.gain is not None and t.verdict.quality is not None]
+        tier = [t for t in able if t.gain is not None and (low if i else 0.0) <= t.gain.value < high]
+        if tier:
+            best.append(max(tier, key=partial(_promise, margin=situation.margin)))
+    if not best:
+        return []
+    budget = min(situation.seconds_left, 86_400.0) * TRAIN_SHARE
+    weights = [t.training_seconds**0.5 for t in best]
+    out = []
+    for tried, weight in zip(best, weights, strict=True):
+        an_epoch = tried.training_seconds / short
+        epochs = min(MOST_LENGTH * situation.plan.training.epochs, budget * weight / sum(weights) / max(an_epoch, 1e-6))
+        if epochs >= 2 * short:
+            out.append(tried.config | {"epochs": float(round(epochs))})
+    return out
+
+
+def _short_epochs(situation: Situation) -> float:
+    return max(1.0, float(round(situation.plan.training.epochs * SCREEN_LENGTH)))
+
+
+def _promise(tried: Tried, margin: float) -> float:
+    """Quality after a short training, and what it is worth that a student is cheaper to serve, and that a longer training buys more epochs."""
+    assert tried.verdict.quality is not None
+    assert tried.gain is not None
+    cheaper = WORTH_OF_HALF_THE_COST * math.log2(tried.gain.value)
+    slower = WORTH_OF_HALF_THE_TRAINING * math.log2(max(tried.training_seconds, 1e-6))
+    return tried.verdict.quality.value + margin * (cheaper - slower)
+
+
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly from the whole list."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / max(1, most - 1))] for i in range(most)]
+
+
+def _json(situation: Situation, spec: dict[str, Any], epochs: float) -> Config:
+    return dataclasses.asdict(
+        DistillConfig(
+            student=spec, epochs=epochs, learning_rate=families.learning_rate(spec, situation.plan.training),
+            teachers=0 if situation.workload.teacher is not None else 1,
+        )
+    )  # fmt: skip
+
+
+lever = Distill()

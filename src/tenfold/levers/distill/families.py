@@ -1,0 +1,181 @@
+"""Which students there are for a workload: nets built for its kind of input, or smaller versions of its own model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.errors import WorkloadError
+from tenfold.export import Served, as_seen_by_model
+from tenfold.lever import Situation
+from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
+from tenfold.plan import Materials
+from tenfold.train.config import TrainConfig
+
+Spec = dict[str, Any]
+"""A student as it stands in a recipe: `family`, and what its size is said by."""
+
+SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+"""Of its width, at which a workload's own family is tried."""
+IMAGE_WIDTHS, IMAGE_DEPTHS = (16, 24, 32, 48, 64), (1, 2)
+TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
+SGD_RATE, ADAM_RATE = 0.3, 2e-3
+"""Peak learning rates of the families built here, at batches of 128: the divergence from a teacher is gentler than a loss of labels."""
+
+
+def space(situation: Situation) -> list[Spec]:
+    """Every student that could be tried, in an order in which neighbours are alike."""
+    inputs = situation.examples.valid.inputs
+    specs: list[Spec] = []
+    if situation.workload.student is not None:
+        specs += [{"family": "own", "share": share} for share in SHARES]
+    if len(inputs) == 1 and inputs[0].ndim == 4:
+        side = min(inputs[0].shape[2:])
+        stems = [s for s, least in (("conv", 4), ("pooled", 16), ("stride2", 16), ("stride4", 28)) if least <= side]
+        stems = [s for s in stems if s != "conv" or side <= 16]
+        specs += [
+            {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o))}  # type: ignore[arg-type]
+            for s, o, d, w in product(stems, ("dense", "separable"), IMAGE_DEPTHS, IMAGE_WIDTHS)
+        ]
+    elif len(inputs) == 1 and inputs[0].ndim == 2 and inputs[0].dtype.kind == "f":
+        specs += [
+            {"family": "table", **dataclasses.asdict(TableStudent(width=w, depth=d))}
+            for d, w in product(TABLE_DEPTHS, TABLE_WIDTHS)
+            if d or w == TABLE_WIDTHS[0]
+        ]
+    with torch.random.fork_rng():
+        served = situation.fresh()
+    repeated = repeated_blocks(served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, served.preprocess))
+    specs += [{"family": "shallower", "keep": keep} for keep in range(len(repeated) - 1, 0, -1)]
+    return specs
+
+
+def dimensions(situation: Situation) -> dict[str, Sequence[Any]]:
+    """What the joint search may choose of a student, each with its choices in order; empty where there is no family."""
+    specs = space(situation)
+    found = {s["family"]: s for s in specs}
+    out: dict[str, Sequence[Any]] = {"family": list(found)}
+    if "image" in found:
+        stems = list(dict.fromkeys(s["stem"] for s in specs if s["family"] == "image"))
+        out |= {"stem": stems, "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3], "growth": [1.5, 2.0]}
+    if "table" in found:
+        out |= {"width": [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256], "depth": [0, 1, 2, 3]}
+    if "own" in found:
+        out |= {"share": [round(0.05 * i, 2) for i in range(2, 19)]}
+    if "shallower" in found:
+        out |= {"keep": sorted(s["keep"] for s in specs if s["family"] == "shallower")}
+    return out if found else {}
+
+
+def at(point: Mapping[str, Any]) -> Spec:
+    """The student of a point."""
+    names = {
+        "image": [f.name for f in dataclasses.fields(ImageStudent)],
+        "table": [f.name for f in dataclasses.fields(TableStudent)],
+        "own": ["share"],
+        "shallower": ["keep"],
+    }[point["family"]]
+    return {"family": point["family"], **{n: point[n] for n in names}}
+
+
+def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:
+    """The untrained student; what is made of the teacher itself has its weights."""
+    size = {k: v for k, v in spec.items() if k != "family"}
+    example = as_seen_by_model(materials.examples.valid.take(slice(0, 2)).inputs, teacher.preprocess)
+    with torch.inference_mode():
+        outputs = teacher.model.cpu().eval()(*example).shape[1:]
+    match spec["family"]:
+        case "image":
+            return image_student(ImageStudent(**size), example[0].shape[1], min(example[0].shape[2:]), outputs)
+        case "table":
+            return table_student(TableStudent(**size), example[0].shape[1], outputs)
+        case "own":
+            return _own(materials, size["share"], example, outputs)
+        case _:
+            return shallower(teacher.model, size["keep"], example)
+
+
+def training_of(spec: Spec, training: TrainConfig) -> TrainConfig:
+    """How a student is trained, apart from rate and length."""
+    if spec["family"] == "image":
+        return dataclasses.replace(training, optimizer="sgd", momentum=0.9, weight_decay=1e-4, warmup=0.2, channels_last=True)
+    if spec["family"] == "table":
+        return dataclasses.replace(training, optimizer="adamw", momentum=0.9, weight_decay=1e-4, warmup=0.2)
+    return training
+
+
+def learning_rate(spec: Spec, training: TrainConfig) -> float:
+    """Peak rate: by batch for what is built here; the workload's own for its own family, half of it where weights are kept."""
+    scale = training.batch_size / 128
+    if spec["family"] == "image":
+        return SGD_RATE * scale
+    if spec["family"] == "table":
+        return float(ADAM_RATE * scale**0.5)
+    return training.learning_rate * (0.5 if spec["family"] == "shallower" else 1.0)
+
+
+def _own(materials: Materials, share: float, example: tuple[Tensor, ...], outputs: torch.Size) -> nn.Module:
+    assert materials.workload.student is not None
+    try:
+        student = materials.workload.student(share)
+        with torch.inference_mode():
+            got = student.eval()(*example).shape[1:]
+    except Exception as error:  # the user's own code may raise anything
+        raise WorkloadError(f"student({share:g}) raised {type(error).__name__}: {error}") from error
+    if got != outputs:
+        raise WorkloadError(f"student({share:g}) gives outputs of shape {tuple(got)}, the model {tuple(outputs)}: make them the same")
+    return student.train()
+
+
+# ---------------------------------------------------------------- the model itself, with fewer of its repeated blocks
+
+
+class PassOn(nn.Module):
+    """What stands where a block was taken out: gives its first argument on."""
+
+    def forward(self, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return x
+
+
+def repeated_blocks(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
+    """Names of blocks that could be taken out: of one class, in one container, with outputs shaped as their inputs; the longest such row."""
+    shapes: dict[str, bool] = {}
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            same = bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].shape == output.shape
+            shapes[name] = same and name not in shapes  # called once
+
+        return hook
+
+    modules = dict(model.named_modules())
+    hooks = [m.register_forward_hook(note(n)) for n, m in modules.items() if n and any(True for _ in m.parameters())]
+    try:
+        with torch.inference_mode():
+            model.eval()(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows: dict[tuple[str, type], list[str]] = {}
+    for name, module in modules.items():
+        parent = name.rpartition(".")[0]
+        if shapes.get(name) and isinstance(modules[parent], (nn.Sequential, nn.ModuleList)) and any(True for _ in module.children()):
+            rows.setdefault((parent, type(module)), []).append(name)
+    longest = max(rows.values(), key=len, default=[])
+    return longest if len(longest) > 1 else []
+
+
+def shallower(model: nn.Module, keep: int, example: tuple[Tensor, ...]) -> nn.Module:
+    """`model`, in place, with `keep` of its repeated blocks, evenly spread, and the weights that they have."""
+    names = repeated_blocks(model, example)
+    kept = {names[round(i * (len(names) - 1) / max(1, keep - 1))] for i in range(keep)}
+    for name in names:
+        if name not in kept:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, PassOn())
+    return model

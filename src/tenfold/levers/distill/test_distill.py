@@ -1,0 +1,246 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tenfold.build import Builder
+from tenfold.data.split import Split
+from tenfold.errors import BudgetEndedError, WorkloadError
+from tenfold.execute import plain_session
+from tenfold.lever import Refusal, Stage, discover
+from tenfold.levers.distill import families
+from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
+from tenfold.plan import Plan
+from tenfold.store import Store
+from tenfold.testing import LeverContract, blobs, small_workload
+from tenfold.train.config import TrainConfig
+from tenfold.train.distill import class_axis, soft_loss
+from tenfold.train.loop import predict
+from tenfold.workload import Workload, load
+
+STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "growth": 2.0}
+
+
+def config(**changes: object) -> dict:
+    return {"student": STUDENT, "epochs": 6.0, "learning_rate": 0.05, "teachers": 1, "mixup": True} | changes
+
+
+def builder_of(workload: Workload, folder: Path) -> Builder:
+    return Builder(workload, load(workload), Store(folder), seed=0, threads=1)
+
+
+def plan_of(builder: Builder, **changes: object) -> Plan:
+    root = Plan(training=builder.workload.training, session=plain_session())
+    return discover()["distill"].apply(root, config(**changes))
+
+
+class TestDistill(LeverContract):
+    name = "distill"
+
+    def test_refuses_where_there_is_nothing_to_learn_from(self, lever, small_builder: Builder, plan: Plan) -> None:
+        empty = dataclasses.replace(small_builder.examples, train=None)
+        answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, examples=empty))
+        assert isinstance(answer, Refusal)
+        assert "give train= or unlabelled=" in answer.reason
+
+    def test_refuses_a_student_space_with_nothing_cheaper(self, lever, small_builder: Builder, plan: Plan) -> None:
+        dear = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [0.9] * len(configs))
+        answer = lever.propose(dear)
+        assert isinstance(answer, Refusal)
+        assert "2× cheaper" in answer.reason
+        assert "0.90×" in answer.reason
+
+    def test_trains_in_full_only_the_best_of_each_tier(self, lever, small_builder: Builder, plan: Plan) -> None:
+        from tenfold.lever import Tried
+        from tenfold.verdict import Decision, Interval, Verdict
+
+        short = lever.propose(self.situation(small_builder, plan, Stage.MODEL))
+        tried = []
+        for i, one in enumerate(short):
+            quality, gain = (Interval(value=v, low=v - 0.01, high=v + 0.01) for v in (-0.01 * (i % 3), 2.2 + 0.1 * i))
+            tried.append(Tried(config=one, verdict=Verdict(decision=Decision.REFUSE, reason="", quality=quality), gain=gain, training_seconds=1.0))
+        full = lever.propose(self.situation(small_builder, plan, Stage.MODEL, tried=tuple(tried)))
+        assert len(full) == 1  # all cost ratios lie in the first tier
+        assert full[0]["student"] in [t.config["student"] for t in tried[::3]]
+        assert full[0]["epochs"] > short[0]["epochs"]
+
+
+def test_a_student_comes_to_answer_as_its_teacher_does(small_builder: Builder) -> None:
+    plan = plan_of(small_builder)
+    valid = small_builder.examples.valid
+    teacher, student = (small_builder.load(p) for p in (dataclasses.replace(plan, model_passes=()), plan))
+    agree = (predict(teacher, valid).argmax(1) == predict(student, valid).argmax(1)).mean()
+    untaught = predict(small_builder.structure(plan), valid).argmax(1)
+    assert agree > 0.9
+    assert (predict(teacher, valid).argmax(1) == untaught).mean() < 0.8
+    assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters()) / 50
+
+
+def test_answers_are_shared_by_students_and_stored_once(small_builder: Builder) -> None:
+    first = plan_of(small_builder)
+    small_builder.shaped(first)
+    before = {p.name for p in small_builder.store.root.iterdir()}
+    small_builder.shaped(plan_of(small_builder, learning_rate=0.01))
+    new = [p for p in small_builder.store.root.iterdir() if p.name not in before and (p / "answers.npy").exists()]
+    assert not new
+
+
+def test_learns_without_any_label(tmp_path: Path) -> None:
+    whole = small_workload()
+    trained = builder_of(whole, tmp_path / "a")
+    weights = trained.trained(Plan(training=whole.training, session=plain_session())).path / "model.safetensors"
+    save_file({k.removeprefix("model."): v for k, v in load_file(weights).items()}, tmp_path / "net.safetensors")
+    unlabelled = dataclasses.replace(whole, train=None, pretrained=tmp_path / "net.safetensors", unlabelled=blobs(240, seed=7).inputs[0])
+    builder = builder_of(unlabelled, tmp_path / "b")
+    plan = plan_of(builder)
+    right = predict(builder.load(plan), builder.examples.valid).argmax(1) == builder.examples.valid.targets
+    assert right.mean() > 0.9
+
+
+def test_unlabelled_data_of_another_shape_is_refused() -> None:
+    with pytest.raises(WorkloadError, match=r"unlabelled has examples of \(1, 9, 9\) float32, the labelled data of \(1, 8, 8\) float32"):
+        load(dataclasses.replace(small_workload(), unlabelled=np.zeros((5, 1, 9, 9), np.float32)))
+
+
+def test_a_training_that_outlasts_the_budget_can_be_gone_on_with(tmp_path: Path) -> None:
+    builder = builder_of(small_workload(), tmp_path)
+    plan = plan_of(builder)
+    builder.trained(plan)
+    left = iter([*[1.0] * 20, *[0.0] * 5])
+    builder.seconds_left = lambda: next(left)
+    with pytest.raises(BudgetEndedError, match="the budget ended at .* of its training"):
+        builder.shaped(plan)
+    assert list(tmp_path.glob("*.partial/student.checkpoint"))
+    builder.seconds_left = lambda: 1.0
+    gone_on = builder.load(plan).state_dict()
+    whole = builder_of(small_workload(), tmp_path / "other").load(plan).state_dict()
+    assert all(torch.equal(gone_on[k], whole[k]) for k in whole)
+
+
+# ---------------------------------------------------------------- teachers
+
+
+def test_an_ensemble_is_the_mean_of_its_trainings(small_builder: Builder) -> None:
+    teacher = small_builder.teacher(seeds=range(2), batch_size=24, mixup=False)
+    ((inputs, _),) = teacher.feed.parts(3, torch.device("cpu"))
+    root = Plan(training=small_builder.workload.training, session=plain_session())
+    members = [small_builder.load(dataclasses.replace(root, seed=s)) for s in (0, 1)]
+    with torch.inference_mode():
+        wanted = torch.stack([m(*inputs) for m in members]).mean(0)
+    assert torch.allclose(teacher.answers(3, 0, inputs), wanted, atol=1e-4)
+    assert not torch.allclose(members[0](*inputs), members[1](*inputs), atol=1e-2)
+
+
+class Oracle(nn.Module):
+    """Knows where the bright band is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.mean(dim=(1, 3))
+        return 20 * torch.stack([rows[:, 2 * t + 1] + rows[:, 2 * t + 2] for t in range(3)], dim=1)
+
+
+def test_a_teacher_of_the_users_own_is_learned_from(tmp_path: Path) -> None:
+    builder = builder_of(dataclasses.replace(small_workload(), teacher=Oracle), tmp_path)
+    teacher = builder.teacher(seeds=range(0), batch_size=24, mixup=True)
+    ((inputs, _),) = teacher.feed.parts(0, torch.device("cpu"))
+    assert torch.allclose(teacher.answers(0, 0, inputs), Oracle()(*inputs), atol=1e-5)
+
+
+class Fool(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 3) + torch.tensor([1.0, 0.0, 0.0])
+
+
+def test_a_teacher_that_is_worse_than_the_baseline_is_refused(tmp_path: Path) -> None:
+    builder = builder_of(dataclasses.replace(small_workload(), teacher=Fool), tmp_path)
+    with pytest.raises(WorkloadError, match=r"the teacher scores 0\.3\d* on valid, the model itself .*: leave teacher= out, or give a better one"):
+        builder.check_teacher()
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+def test_the_loss_is_the_divergence_along_the_classes_and_zero_for_equal_answers() -> None:
+    a, b = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    p, q = b.softmax(1), a.softmax(1)
+    assert soft_loss(a, b, classes=1).item() == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
+    assert soft_loss(a, a + 3, classes=1).item() == pytest.approx(0, abs=1e-6)  # a shift of all logits is no difference
+    assert soft_loss(a, b, classes=None).item() == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "axis"),
+    [((), {}, 1), ((7,), {}, 1), ((), {"loss": "mse", "metric": "squared_error"}, None), ((7,), {"loss": lambda o, t: o.mean(), "metric": lambda o, t: t[:, 0]}, -1)],
+    ids=["classes", "classes of every position", "numbers", "tokens under a loss of one's own"],
+)  # fmt: skip
+def test_the_axis_of_the_classes(shape, changes, axis) -> None:
+    targets = np.arange(60).reshape(-1, 1) % 3 * np.ones((60, *([7] if shape else [1])), dtype=np.int64)
+    split = Split(inputs=(np.zeros((60, 4), np.float32),), targets=targets if shape else targets[:, 0])
+    workload = Workload(model=nn.Identity, margin=0.1, train=split, valid=split, test=split, **changes)
+
+    class Given:
+        def __init__(self) -> None:
+            self.workload, self.examples = workload, load(workload)
+
+    assert class_axis(Given()) == axis
+
+
+# ---------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("stem", ["conv", "pooled", "stride2", "stride4"])
+@pytest.mark.parametrize("operator", ["dense", "separable"])
+@pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (65, 3)])
+def test_image_students_take_any_size(stem, operator, side, channels) -> None:
+    net = image_student(ImageStudent(width=8, depth=1, stem=stem, operator=operator), channels, side, (10,))
+    assert net.eval()(torch.zeros(2, channels, side, side + 3)).shape == (2, 10)
+
+
+def test_a_student_gives_outputs_of_any_shape() -> None:
+    assert table_student(TableStudent(width=8, depth=2), 5, (4, 3))(torch.zeros(2, 5)).shape == (2, 4, 3)
+    assert table_student(TableStudent(width=8, depth=0), 5, ())(torch.zeros(2, 5)).shape == (2,)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)])
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+def test_a_shallower_model_keeps_the_weights_of_evenly_spread_blocks() -> None:
+    model, example = Blocks(), (torch.zeros(2, 6),)
+    assert families.repeated_blocks(model, example) == [f"blocks.{i}" for i in range(4)]
+    weights = model.blocks[3][0].weight.clone()
+    small = families.shallower(model, 2, example)
+    assert [type(b).__name__ for b in small.blocks] == ["Sequential", "PassOn", "PassOn", "Sequential"]
+    assert torch.equal(small.blocks[3][0].weight, weights)
+    assert small(torch.ones(2, 6)).shape == (2, 3)
+
+
+def test_a_family_of_the_users_own_must_give_the_same_outputs(tmp_path: Path) -> None:
+    def wrong(share: float) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3 if share > 0.4 else 4))
+
+    builder = builder_of(dataclasses.replace(small_workload(), student=wrong), tmp_path)
+    assert builder.structure(plan_of(builder, student={"family": "own", "share": 0.5}))(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    with pytest.raises(WorkloadError, match=r"student\(0.3\) gives outputs of shape \(4,\), the model \(3,\): make them the same"):
+        builder.structure(plan_of(builder, student={"family": "own", "share": 0.3}))
+
+
+def test_a_config_trained_longer_is_the_same_student() -> None:
+    lever = discover()["distill"]
+    longer = lever.longer(config(epochs=2.0), 7.3)
+    assert longer == config(epochs=15.0)
+    assert TrainConfig(epochs=longer["epochs"]).epochs == 15

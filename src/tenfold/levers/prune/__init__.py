@@ -1,0 +1,134 @@
+"""The baseline with its least important channels, neurons and attention heads taken out, recovered by distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from tenfold.errors import WorkloadError
+from tenfold.export import Served, as_seen_by_model
+from tenfold.lever import Config, Refusal, Situation, Stage
+from tenfold.levers.prune.structure import pruned
+from tenfold.plan import Materials, ModelPass, Plan
+from tenfold.train.config import TrainConfig
+from tenfold.train.distill import learn_from_teacher
+
+KEEPS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+"""Shares of the channels that are tried, by their measured cost."""
+TARGETS = (1.5, 2.5)
+"""Cost ratios against the baseline that are aimed at: each takes the largest share that reaches it."""
+BUDGET_SHARE = 0.35
+"""Of what is left, for all recoveries."""
+LEAST_LENGTH, MOST_LENGTH = 1 / 12, 1.0
+"""Of a recovery, in trainings of the baseline."""
+RATE_SHARE = 0.5
+"""Of the training's peak learning rate: the weights are not new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How much stays, and how it recovers."""
+
+    keep: float
+    """Share of the channels of each group."""
+    epochs: float
+    teachers: int = 1
+    """Trainings of the baseline whose mean answer is learned; 0: the workload's own teacher."""
+    mixup: bool = False
+
+
+class Prune:
+    name = "prune"
+    stages: tuple[Stage, ...] = (Stage.MODEL,)
+    touches = frozenset({"model_passes"})
+    summary = "whole channels, neurons and attention heads taken out, recovered by distillation"
+
+    def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if situation.objective == "train":
+            return Refusal("a model is pruned after its training: it makes serving cheaper, not training")
+        if situation.tried:
+            return ()
+        if situation.examples.train is None and situation.examples.unlabelled is None:
+            return Refusal("there is nothing that a pruned model could recover on: give train= or unlabelled=")
+        try:
+            pruned(*_untrained(situation), KEEPS[len(KEEPS) // 2])
+        except WorkloadError as error:
+            return Refusal(str(error))
+        shortest = _shortest(situation)
+        ratios = situation.skeleton_ratios([_json(situation, keep, shortest) for keep in KEEPS])
+        measured = [(keep, ratio) for keep, ratio in zip(KEEPS, ratios, strict=True) if ratio is not None]
+        chosen = {keep for target in TARGETS for keep in [k for k, ratio in measured if ratio >= target][:1]}
+        if not chosen:
+            best = max((ratio for _, ratio in measured), default=0.0)
+            return Refusal(f"no pruned structure measured {TARGETS[0]:g}× cheaper: the best comes to {best:.2f}×")
+        epochs = _affordable(situation, len(chosen))
+        if epochs < shortest:
+            return Refusal("the budget left is too small for a recovery after pruning")
+        return [_json(situation, keep, epochs) for keep in sorted(chosen, reverse=True)]
+
+    def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
+        if situation.examples.train is None and situation.examples.unlabelled is None:
+            return {}
+        try:
+            pruned(*_untrained(situation), KEEPS[len(KEEPS) // 2])
+        except WorkloadError:
+            return {}
+        return {"keep": [round(0.05 * i, 2) for i in range(3, 19)]}
+
+    def at(self, situation: Situation, point: Mapping[str, Any]) -> Config:
+        return _json(situation, point["keep"], _shortest(situation))
+
+    def longer(self, config: Config, times: float) -> Config:
+        return config | {"epochs": float(round(config["epochs"] * times))}
+
+    def apply(self, plan: Plan, config: Config) -> Plan:
+        chosen = PruneConfig(**config)
+        done = ModelPass(
+            key={"pass": "prune", **config}, shape=partial(_shape, keep=chosen.keep), teach=partial(_recover, config=chosen)
+        )
+        return dataclasses.replace(plan, model_passes=(*plan.model_passes, done))
+
+
+def _shortest(situation: Situation) -> float:
+    return max(1.0, float(round(situation.plan.training.epochs * LEAST_LENGTH)))
+
+
+def _untrained(situation: Situation) -> tuple[nn.Module, Any]:
+    served = situation.fresh()
+    return served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, served.preprocess)
+
+
+def _affordable(situation: Situation, count: int) -> float:
+    """Epochs of a recovery, if a pruned model trains about as fast as the baseline does."""
+    whole = situation.plan.training.epochs
+    if not situation.training_seconds:
+        return _shortest(situation)
+    seconds = min(situation.seconds_left, 86_400.0) * BUDGET_SHARE / count
+    return float(min(round(whole * seconds / situation.training_seconds), whole * MOST_LENGTH))
+
+
+def _shape(model: nn.Module, materials: Materials, keep: float) -> nn.Module:
+    assert isinstance(model, Served)
+    example = as_seen_by_model(materials.examples.valid.take(slice(0, 2)).inputs, model.preprocess)
+    return Served(pruned(model.model, example, keep), model.preprocess)
+
+
+def _recover(model: nn.Module, training: TrainConfig, materials: Materials, config: PruneConfig) -> dict[str, Any]:
+    how = dataclasses.replace(training, epochs=config.epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=None)
+    return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
+
+
+def _json(situation: Situation, keep: float, epochs: float) -> Config:
+    return dataclasses.asdict(
+        PruneConfig(
+            keep=keep, epochs=epochs, teachers=0 if situation.workload.teacher is not None else 1,
+        )
+    )  # fmt: skip
+
+
+lever = Prune()

@@ -1,0 +1,78 @@
+"""Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531): a model learns what its teacher answers. Needs no labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tenfold.train.config import TrainConfig
+from tenfold.train.loop import fit
+
+if TYPE_CHECKING:
+    from tenfold.plan import Materials
+
+
+def learn_from_teacher(
+    model: nn.Module, training: TrainConfig, materials: Materials, *, teachers: int, mixup: bool
+) -> dict[str, Any]:
+    """Train `model` in place on what its teacher answers.
+
+    Args:
+        training: batches of it are whole (`accumulate` is 1): the teacher answers on them.
+        teachers: trainings of the baseline whose mean answer is learned; 0: the workload's own teacher.
+
+    Returns:
+        What `fit` says of it.
+
+    Raises:
+        WorkloadError: there is nothing to learn from.
+        BudgetEndedError: the budget ended in the middle.
+    """
+    assert materials.teacher is not None
+    teacher = materials.teacher(seeds=range(teachers), batch_size=training.batch_size, mixup=mixup)
+    training = dataclasses.replace(training, accumulate=1)
+    steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
+    teacher.prepare(steps, materials.progress)
+    axis = class_axis(materials)
+    return fit(
+        model, teacher.feed.split, lambda outputs, answers: soft_loss(outputs, answers, classes=axis), training,
+        seed=materials.seed, teacher=teacher, checkpoint=materials.folder / "student.checkpoint",
+        progress=materials.progress, seconds_left=materials.seconds_left,
+    )  # fmt: skip
+
+
+def class_axis(materials: Materials) -> int | None:
+    """The axis of the outputs that holds one logit a class: after the batch, as losses of PyTorch have it, or the last.
+
+    None for regression, and wherever targets are not one class index for each position.
+    """
+    workload, split = materials.workload, materials.examples.valid
+    targets = split.targets
+    if targets is None or targets.dtype.kind not in "iub" or workload.loss in ("mse", "l1", "binary_cross_entropy"):
+        return None
+    if workload.classifies:
+        return 1
+    return -1 if targets.ndim > 1 else 1
+
+
+def soft_loss(outputs: Tensor, answers: Tensor, *, classes: int | None) -> Tensor:
+    """How far a student is from its teacher: Kullback–Leibler divergence along the classes, or the mean squared difference.
+
+    Args:
+        outputs, answers: (batch, …) of the student and the teacher.
+        classes: the axis that holds one logit a class; None: there is none.
+    """
+    if classes is None:
+        return functional.mse_loss(outputs, answers)
+    divergence = functional.kl_div(outputs.log_softmax(classes), answers.log_softmax(classes), reduction="none", log_target=True)
+    return divergence.sum(classes).mean()
+
+
+def is_mixable(materials_inputs: tuple[np.ndarray, ...]) -> bool:
+    """Whether examples can be blended: one input, of pixels or floats; not tokens, nor inputs that belong together."""
+    return len(materials_inputs) == 1 and (materials_inputs[0].dtype.kind == "f" or materials_inputs[0].dtype == np.uint8)

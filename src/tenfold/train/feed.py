@@ -1,0 +1,84 @@
+"""What the steps of a training see: which examples, in which order, augmented how. A function of the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold.data.split import Array, Split
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""(first input of a batch, generator) to the same shape."""
+
+
+def tensor_of(array: Array, device: torch.device) -> Tensor:
+    """A batch on the device; integers that torch cannot compute with are widened."""
+    if array.dtype in (np.uint16, np.uint32, np.uint64):
+        array = array.astype(np.int64)
+    elif array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def batch_of(
+    split: Split, rows: Any, device: torch.device, *, channels_last: bool = False
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    inputs = tuple(tensor_of(x[rows], device) for x in split.inputs)
+    if channels_last:
+        inputs = in_channels_last(inputs)
+    return inputs, None if split.targets is None else tensor_of(split.targets[rows], device)
+
+
+def in_channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+
+
+class Feed:
+    """The batches of a training.
+
+    The order of examples depends on (seed, epoch) alone, augmentation on (seed, step).
+    """
+
+    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: Augment | None = None, repeat: int | None = None) -> None:
+        """
+        Args:
+            split: the training examples; batches that would be short are made whole from the next epoch's.
+            repeat: steps after which the same batches come again, augmentation and all; None: never.
+        """
+        self.split = split
+        self.batch = min(batch_size, len(split))
+        self.seed = seed
+        self.augment = augment
+        self.repeat = repeat
+        self._orders: dict[int, np.ndarray] = {}
+
+    def rows(self, step: int) -> Array:
+        """Row indices (batch,) of a step: epoch after epoch in fresh random orders, batches running across the seam."""
+        n, out = len(self.split), []
+        step = step % self.repeat if self.repeat else step
+        first, last = step * self.batch, (step + 1) * self.batch
+        for epoch in range(first // n, (last - 1) // n + 1):
+            if epoch not in self._orders:
+                for old in [e for e in self._orders if e not in (epoch - 1, epoch)]:
+                    del self._orders[old]
+                self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(n)
+            out.append(self._orders[epoch][max(first - epoch * n, 0) : last - epoch * n])
+        return np.concatenate(out)
+
+    def parts(
+        self, step: int, device: torch.device, *, micro: int | None = None
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Inputs and targets of a step, `micro` examples at a time (None: all at once)."""
+        rows = self.rows(step)
+        step = step % self.repeat if self.repeat else step
+        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        micro = micro or self.batch
+        for first in range(0, self.batch, micro):
+            inputs, target = batch_of(self.split, rows[first : first + micro], device)
+            if self.augment is not None:
+                inputs = (self.augment(inputs[0], generator), *inputs[1:])
+            yield inputs, target

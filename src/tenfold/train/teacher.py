@@ -1,0 +1,98 @@
+"""What a trained model answers on augmented training examples, for another model to learn.
+
+Teacher and student see the very same view of an example, mixed with another one (mixup), for a long
+time: "function matching" of Beyer et al. 2021, arXiv:2106.05237. The views come again after a number
+of epochs, so that several students, and their later epochs, share the teacher's answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold.train.feed import Augment, Feed
+
+if TYPE_CHECKING:
+    from tenfold.data.split import Array
+
+VIEWS = 8
+"""Epochs after which the same views come again."""
+MIXED = 0.5
+"""Share of the batches that are mixed."""
+
+
+class Teacher:
+    """Answers on the batches of a feed."""
+
+    def __init__(
+        self, feed: Feed, run: Callable[[tuple[Tensor, ...]], Tensor], stored: Callable[[int], Array] | None = None
+    ) -> None:
+        """
+        Args:
+            feed: with `repeat`.
+            run: inputs of a batch to the teacher's outputs on them.
+            stored: the number of an epoch (of `epoch_steps(feed)` steps) to its answers, (steps, batch, …), computed where they
+                are not there yet; None: each batch is answered when it comes.
+        """
+        self.feed = feed
+        self.run = run
+        self.stored = stored
+        self._epoch, self._answers = -1, np.empty(0)
+
+    def prepare(self, steps: int, progress: Callable[[float, float], None] | None = None) -> None:
+        """Have the answers for so many steps computed and stored, where they are stored at all."""
+        if self.stored is None:
+            return
+        epochs = min(VIEWS, -(-steps // epoch_steps(self.feed)))
+        for epoch in range(epochs):
+            self.stored(epoch)
+            if progress is not None:
+                progress((epoch + 1) / epochs, 0.0)
+
+    def answers(self, step: int, first: int, inputs: tuple[Tensor, ...]) -> Tensor:
+        """(len(inputs[0]), …): outputs on a part of a step's batch, that which begins at `first`."""
+        if self.stored is None:
+            return self.run(inputs)
+        epoch, within = divmod(step % self.feed.repeat if self.feed.repeat else step, epoch_steps(self.feed))
+        if epoch != self._epoch:
+            self._epoch, self._answers = epoch, self.stored(epoch)
+        rows = self._answers[within, first : first + len(inputs[0])]
+        return torch.from_numpy(rows).to(inputs[0].device)
+
+
+def epoch_steps(feed: Feed) -> int:
+    """Steps of an epoch, of which answers are stored together."""
+    return max(1, len(feed.split) // feed.batch)
+
+
+def answer_epoch(feed: Feed, run: Callable[[tuple[Tensor, ...]], Tensor], epoch: int, device: torch.device) -> Array:
+    """The answers on an epoch's batches: (steps, batch, …) of float32."""
+    steps = epoch_steps(feed)
+    out = []
+    for step in range(epoch * steps, (epoch + 1) * steps):
+        ((inputs, _),) = feed.parts(step, device)
+        out.append(run(inputs).float().cpu().numpy())
+    return np.stack(out)
+
+
+def mixed(augment: Augment | None) -> Augment:
+    """`augment`, and in `MIXED` of the batches each example blended with another one (Zhang et al. 2018, arXiv:1710.09412).
+
+    The share of the blend is uniform; no labels are blended: the teacher answers on the mixture itself.
+    """
+
+    def mix(batch: Tensor, generator: torch.Generator) -> Tensor:
+        batch = augment(batch, generator) if augment is not None else batch
+        chosen, share = torch.rand(2, generator=generator).tolist()
+        other = torch.randperm(len(batch), generator=generator).to(batch.device)
+        if chosen >= MIXED:
+            return batch
+        blend = share * batch.float() + (1 - share) * batch[other].float()
+        out: Tensor = (blend if batch.is_floating_point() else blend.round()).to(batch.dtype)
+        return out
+
+    return mix

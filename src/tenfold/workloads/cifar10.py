@@ -1,0 +1,91 @@
+"""CIFAR-10: 50,000 / 10,000 colour photographs, 32×32, ten classes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.data.named import CIFAR10_LABELS, cifar10
+from tenfold.export import Normalize
+from tenfold.train.augment import shift_and_flip
+from tenfold.train.config import TrainConfig
+from tenfold.workload import Workload
+
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+"""Of the training pixels by channel, in [0, 1]."""
+WIDTHS = (32, 48, 64)
+"""Sizes of the family that were weighed against one another: see benchmarks/baselines."""
+WIDTH = 48
+"""Of those that reach the bar, the cheapest to serve (records/baselines)."""
+BAR = 0.93
+"""On valid and confirm together."""
+TRAINING_FLOPS = 3.6e14
+"""What each size may spend on its training (airbench94's, Jordan 2024, arXiv:2404.00498)."""
+
+
+class Block(nn.Module):
+    """A convolution that widens, pooled; then a residual one; each normalised at once, so that it folds, and rectified."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.widen_norm = nn.BatchNorm2d(outputs)
+        self.pool = nn.MaxPool2d(2)
+        self.same = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.same_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.widen_norm(self.widen(x))))
+        return x + torch.relu(self.same_norm(self.same(x)))
+
+
+def model(width: int = WIDTH) -> nn.Module:
+    """In the manner of the airbench nets (arXiv:2404.00498): a stem of 2×2 patches, then blocks of `width`, 4 and 4 times as many channels."""
+    stem = 3 * width // 8
+    return nn.Sequential(
+        nn.Conv2d(3, stem, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(),
+        Block(stem, width), Block(width, 4 * width), Block(4 * width, 4 * width),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+        nn.Linear(4 * width, 10),
+    )  # fmt: skip
+
+
+def forward_flops(width: int) -> float:
+    """Of one prediction: two for each multiplication of a convolution, at 31, 15, 7 and 3 pixels a side."""
+    stem = 3 * width // 8
+    products = 31**2 * (3 * 4 * stem + 9 * stem * width) + 15**2 * (9 * width**2 + 9 * width * 4 * width)
+    products += 7**2 * 2 * 9 * (4 * width) ** 2 + 3**2 * 9 * (4 * width) ** 2
+    return 2.0 * products
+
+
+def smoothed_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, target, label_smoothing=0.1)
+
+
+def workload(data: Path | None = None, *, width: int = WIDTH) -> Workload:
+    """train 44,000, valid 3,000 and confirm 3,000 of the training images; the 10,000 test images certify."""
+    import numpy as np
+
+    train, test = cifar10(data)
+    order = np.random.default_rng(0).permutation(len(train))
+    examples = 44_000
+    return Workload(
+        name="cifar10",
+        model=partial(model, width),
+        train=train.take(order[:examples]),
+        valid=train.take(order[examples:47_000]),
+        confirm=train.take(order[47_000:]),
+        test=test,
+        loss=smoothed_cross_entropy,
+        preprocess=Normalize(MEAN, STD),
+        augment=shift_and_flip,
+        margin=0.005,
+        labels=CIFAR10_LABELS,
+        training=TrainConfig(
+            epochs=round(TRAINING_FLOPS / (3 * forward_flops(width) * examples)),
+            batch_size=128, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, warmup=0.2, channels_last=True,
+        ),
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""The joint search: what it asks for depends on what it was told, and on nothing else; its measure of a set of trials is an area."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenfold.joint import ROUND, Trial, ask, contribution, hypervolume, searched
+from tenfold.lever import discover
+
+SPACE = {"model": ["none", "distill", "prune"], "width": list(range(8, 97, 8)), "use quantize": [False, True]}
+
+
+def told(n: int, *, sampler: str = "learned") -> list[Trial]:
+    """Trials on a landscape in which wide is good and narrow cheap, and only the second kind of model is any good."""
+    rng = np.random.default_rng(0)
+    out = []
+    for _ in range(n):
+        point = {name: int(rng.integers(len(choices))) for name, choices in SPACE.items()}
+        quality = -0.1 if point["model"] != 1 else -0.05 + 0.004 * point["width"]
+        out.append(Trial(sampler=sampler, point=point, values=(quality, 2.0 - 0.15 * point["width"])))
+    return out
+
+
+def test_the_same_trials_give_the_same_questions() -> None:
+    assert ask(SPACE, told(9), "learned", seed=3) == ask(SPACE, told(9), "learned", seed=3)
+    assert ask(SPACE, told(9), "learned", seed=3) != ask(SPACE, told(9), "learned", seed=4)
+    assert ask(SPACE, told(9), "random", seed=3) == ask(SPACE, [], "random", seed=3)  # the control learns nothing
+
+
+@pytest.mark.parametrize("sampler", ["learned", "random"])
+def test_a_round_has_its_size_and_stays_within_the_space(sampler) -> None:
+    points = ask(SPACE, told(6, sampler=sampler), sampler, seed=0)
+    assert len(points) == ROUND
+    assert all(set(p) == set(SPACE) and all(0 <= v < len(SPACE[k]) for k, v in p.items()) for p in points)
+
+
+def test_it_learns_where_it_is_told_and_only_from_its_own_trials() -> None:
+    def share_of_good(sampler: str, trials: list[Trial]) -> float:
+        points = [p for seed in range(12) for p in ask(SPACE, trials, sampler, seed=seed)]
+        return float(np.mean([p["model"] == 1 for p in points]))
+
+    assert share_of_good("learned", told(40)) > 0.6
+    assert share_of_good("random", told(40, sampler="random")) < 0.5
+    assert share_of_good("learned", told(40, sampler="random")) < 0.5
+
+
+def test_a_trial_that_failed_is_no_obstacle() -> None:
+    failed = Trial(sampler="learned", point={"model": 0, "width": 0, "use quantize": 0}, values=None)
+    assert len(ask(SPACE, [*told(5), failed], "learned", seed=0)) == ROUND
+
+
+POINTS = st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)), min_size=1, max_size=6)
+
+
+@given(POINTS)
+def test_the_hypervolume_is_the_area_under_the_front(points) -> None:
+    grid = (np.arange(400) + 0.5) / 400
+    covered = np.zeros((400, 400), dtype=bool)
+    for x, y in points:
+        covered |= (grid[:, None] < x) & (grid[None, :] < y)
+    assert hypervolume(points, (0.0, 0.0)) == pytest.approx(covered.mean(), abs=0.01)
+
+
+@given(POINTS)
+def test_what_a_point_adds_is_nothing_where_another_beats_it(points) -> None:
+    x, y = points[0]
+    assert contribution((x, y), [*points[1:], (x + 0.1, y + 0.1)]) == pytest.approx(0, abs=1e-9)
+    assert contribution((2.0, 2.0), points) > 0
+
+
+def test_the_levers_that_can_be_searched_say_so() -> None:
+    names = {lever.name for lever in searched(list(discover().values()))}
+    assert names == {"distill", "prune", "quantize"}
+    assert not math.isnan(hypervolume([], (0.0, 0.0)))
