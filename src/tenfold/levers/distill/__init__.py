@@ -150,7 +150,7 @@ def _promise(tried: Tried, margin: float) -> float:
     """Quality after a short training, and what it is worth that a student is cheaper to serve, and that a longer training buys more epochs."""
     assert tried.verdict.quality is not None
     assert tried.gain is not None
-    cheaper = WORTH_OF_HALF_THE_COST * math.log2(tried.gain.value)
+    cheaper = WORTH_OF_HALF_THE_COST * math.log2(max(tried.gain.value, 1e-6))
     slower = WORTH_OF_HALF_THE_TRAINING * math.log2(max(tried.training_seconds, 1e-6))
     return tried.verdict.quality.value + margin * (cheaper - slower)
 
