@@ -132,7 +132,7 @@ def _in_full(situation: Situation) -> Sequence[Config]:
     if not best:
         return []
     budget = min(situation.seconds_left, 86_400.0) * TRAIN_SHARE
-    weights = [t.training_seconds**0.5 for t in best]
+    weights = [max(t.training_seconds, 1e-6) ** 0.5 for t in best]
     out = []
     for tried, weight in zip(best, weights, strict=True):
         an_epoch = tried.training_seconds / short
