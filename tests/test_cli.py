@@ -176,12 +176,13 @@ def test_compare_is_the_guard_alone(tenfold: Tenfold, small_builder, tmp_path: P
     from tenfold.execute import plain_session
     from tenfold.lever import apply_all
     from tenfold.plan import Plan
+    from tenfold.recipe import Pull
 
     task = tmp_path / "task.py"
     task.write_text("from tenfold.testing import small_workload\n\nworkload = small_workload()\n")
     plan = Plan(training=small_builder.workload.training, session=plain_session())
     good = small_builder.graph(plan).path / "model.onnx"
-    int8 = small_builder.graph(apply_all(plan, [("quantize", {"method": "static"})])).path / "model.onnx"
+    int8 = small_builder.graph(apply_all(plan, [Pull("quantize", {"method": "static"})])).path / "model.onnx"
     done = tenfold("compare", good, int8, task, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == found["exit_code"]

@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from tenfold import Bundle, TrainConfig, Workload, run
 from tenfold.data.split import Split
 from tenfold.levers import distill
 from tenfold.pipeline import Result
+from tenfold.recipe import Recipe
 from tenfold.testing import small_net
 
 BUDGET = 150
@@ -59,9 +59,14 @@ def test_the_factors_multiply_to_the_headline(whole: Result) -> None:
 
 
 def test_each_lever_is_left_out_in_turn(whole: Result) -> None:
-    for row in whole.document["attribution"]:
-        without = row["without"]
-        assert set(without) == {"reason"} or without["gain"]["low"] <= without["gain"]["value"] <= without["gain"]["high"]
+    document = whole.document
+    recipe = Recipe.from_json(Bundle.load(whole.folder / "bundle").manifest["recipe"])
+    rows = {a["lever"]: a["without"] for a in document["attribution"]}
+    assert set(rows) == recipe.levers()
+    for lever, without in rows.items():
+        if not recipe.only(recipe.levers() - {lever}).pulls:  # then it is the baseline that is left
+            assert without["gain"]["value"] == pytest.approx(1.0)
+            assert without["quality_difference"]["value"] == 0
 
 
 def test_random_rounds_stand_beside_those_that_learn(tmp_path: Path, monkeypatch) -> None:
@@ -74,7 +79,7 @@ def test_random_rounds_stand_beside_those_that_learn(tmp_path: Path, monkeypatch
     assert set(joint) == {"learned", "random"}
     assert joint["learned"]["trials"] > 0
     assert joint["random"]["trials"] > 0
-    assert all(c["hypervolume"] >= 0 and c["seconds"] >= 0 for c in joint.values())
+    assert all(c["seconds"] > 0 for c in joint.values())
 
 
 def test_its_record_gives_the_same_choices_again(whole: Result, tmp_path: Path) -> None:
@@ -103,18 +108,11 @@ def test_a_budget_that_ends_in_the_middle_of_a_training_leaves_the_best_so_far(w
     assert document["spent"]["search_seconds"] < 100
 
 
-def test_a_cascade_is_one_graph_that_runs_without_torch(whole: Result, tmp_path: Path) -> None:
-    """Whatever was certified; and a run of the cascade alone among parts that are there."""
+def test_what_was_certified_answers_batches_as_it_answers_single_examples(whole: Result) -> None:
     bundle = Bundle.load(whole.folder / "bundle")
-    test = faint_bands(64, 9)
-    one = np.concatenate([bundle.predict(test.inputs[0][i : i + 1]) for i in range(64)])
-    assert np.abs(one - bundle.predict(test.inputs[0])).max() < 0.05 * np.abs(one).max()
-    composed = [c for c in whole.document["candidates"] if c["lever"] == "cascade"]
-    if whole.document["certified"]["label"].startswith("cascade"):
-        kinds = {n.op_type for n in onnx.load(whole.folder / "bundle" / "model.onnx").graph.node}
-        assert "If" in kinds
-        assert bundle.manifest["costs"]["worst_case_ratio_to_mean"] > 1
-    assert composed or next(r for r in whole.document["ladder"] if r["lever"] == "cascade")["reason"]
+    images = faint_bands(64, 9).inputs[0]
+    one = np.concatenate([bundle.predict(images[i : i + 1]) for i in range(64)])
+    assert np.abs(one - bundle.predict(images)).max() < 0.05 * np.abs(one).max()
 
 
 def test_unlabelled_data_is_part_of_what_a_run_is(whole: Result, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.joint import ROUND, Trial, ask, contribution, hypervolume, searched
-from tenfold.lever import discover
+from tenfold.candidate import Rung
+from tenfold.joint import ROUND, JointSearch, Trial, ask, contribution, hypervolume, searched
+from tenfold.lever import Stage, discover
+from tenfold.recipe import Recipe
 
 SPACE = {"model": ["none", "distill", "prune"], "width": list(range(8, 97, 8)), "use quantize": [False, True]}
 
@@ -76,4 +76,46 @@ def test_what_a_point_adds_is_nothing_where_another_beats_it(points) -> None:
 def test_the_levers_that_can_be_searched_say_so() -> None:
     names = {lever.name for lever in searched(list(discover().values()))}
     assert names == {"distill", "prune", "quantize"}
-    assert not math.isnan(hypervolume([], (0.0, 0.0)))
+
+
+class Stub:
+    """A lever of the joint search; without choices it does not apply."""
+
+    stages, touches, summary = (), frozenset(), ""
+
+    def __init__(self, name: str, choices: dict) -> None:
+        self.name, self.choices = name, choices
+
+    def propose(self, situation):
+        return ()
+
+    def apply(self, plan, config):
+        return (*plan, (self.name, config))
+
+    def space(self, situation):
+        return self.choices
+
+    def at(self, situation, point):
+        return dict(point)
+
+    def longer(self, config, times):
+        return config
+
+
+class StubSearch:
+    root = Rung(recipe=Recipe(workload="w"), plan=())
+
+    def situation(self, stage, now, tried):
+        return None
+
+
+def test_levers_that_do_not_apply_are_not_asked_for(monkeypatch) -> None:
+    stubs = {n: Stub(n, c) for n, c in (("fits", {"width": [1, 2]}), ("does not", {}), ("int8", {"bits": [8, 4]}), ("no int8", {}))}
+    monkeypatch.setattr("tenfold.lever.discover", lambda: stubs)
+    levers = {Stage.MODEL: [stubs["fits"], stubs["does not"]], Stage.COMPRESSION: [stubs["int8"], stubs["no int8"]]}
+    joint = JointSearch(search=StubSearch(), levers=levers)
+    assert joint._space == {"model": ["none", "fits"], "use int8": [False, True], "fits: width": [1, 2], "int8: bits": [8, 4]}
+    both = joint._entrant({"model": 1, "use int8": 1, "fits: width": 1, "int8: bits": 0})
+    assert [(p.lever, p.config) for p in both.recipe.pulls] == [("fits", {"width": 2}), ("int8", {"bits": 8})]
+    assert both.plan == (("fits", {"width": 2}), ("int8", {"bits": 8}))
+    assert joint._entrant({"model": 0, "use int8": 0, "fits: width": 1, "int8: bits": 0}) is None  # the baseline

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from tenfold import __version__, device
 from tenfold.data.split import Array, Split
-from tenfold.engine import SessionConfig, open_session, run_in_batches
+from tenfold.engine import open_session, run_in_batches
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.store import Step, Store, write_atomic
-from tenfold.train.feed import Feed, batch_of
+from tenfold.teaching import learning_key, teacher_of
+from tenfold.train.feed import batch_of
 from tenfold.train.loop import Progress, fit, pick_device
-from tenfold.train.teacher import VIEWS, Teacher, answer_epoch, epoch_steps, mixed
-from tenfold.workload import Examples, Workload, code_identity, identity
-
-STORED_BYTES = 1 << 28
-"""Of a teacher's answers on an epoch, above which they are not kept but given anew to each student."""
+from tenfold.workload import Examples, Workload, identity
 
 OnStep = Callable[[str, Step, float], None]
 """Called with (kind of work, finished step, seconds that it alone took; 0 where it was there already)."""
@@ -68,14 +66,13 @@ class Builder:
     def fresh(self, seed: int | None = None) -> Served:
         """The untrained model with its pre-processing, the same for the same seed; pretrained weights where given."""
         torch.manual_seed(self.seed if seed is None else seed)
-        try:
-            model = self.workload.model()
-        except Exception as error:  # the user's own code may raise anything
-            raise WorkloadError(f"building the model raised {type(error).__name__}: {error}") from error
-        if not isinstance(model, nn.Module):
-            raise WorkloadError(f"model= gave a {type(model).__name__}: it must build a torch.nn.Module")
+        model = self.workload.built("model")
         if self.workload.pretrained is not None:
             load_weights(model, Path(self.workload.pretrained))
+        return self.served(model)
+
+    def served(self, model: nn.Module) -> Served:
+        """A model of the workload behind its pre-processing; of several things that it returns, the one that is served."""
         if self.workload.output is not None:
             model = Selected(model, self.workload.output)
         preprocess = self.workload.preprocess
@@ -164,7 +161,7 @@ class Builder:
             _save(model, folder / "model.safetensors")
             return facts
 
-        return self._step("train", self.training_key(plan), work)
+        return self.step("train", self.training_key(plan), work)
 
     def shaped(self, plan: Plan) -> Step:
         """The weights after the plan's model passes."""
@@ -179,20 +176,14 @@ class Builder:
             _save(model, folder / "model.safetensors")
             return facts
 
-        return self._step("train", self.shaped_key(plan), work)
+        return self.step("train", self.shaped_key(plan), work)
 
     def shaped_key(self, plan: Plan) -> dict[str, Any]:
         """Identity of the plan's weights; it can be known without training."""
         key = self.training_key(plan)
         for done in plan.model_passes:
-            key = {"step": "model pass", "pass": done.key, "from": key, **self.learning_key()}
+            key = {"step": "model pass", "pass": done.key, "from": key, **learning_key(self.workload, self.examples)}
         return key
-
-    def learning_key(self) -> dict[str, Any]:
-        """Identity of what students learn from and are made of, beside the baseline and its data; empty where there is nothing more."""
-        own = {"student": self.workload.student, "teacher": self.workload.teacher}
-        more = {name: code_identity(function) for name, function in own.items() if function is not None}
-        return more | ({"unlabelled": self.examples.unlabelled.identity} if self.examples.unlabelled is not None else {})
 
     def structure(self, plan: Plan) -> nn.Module:
         """The model that the plan's weights fit, with what weights it has before the last pass has taught it."""
@@ -227,108 +218,12 @@ class Builder:
             return {}
 
         key = {"step": "skeleton", "from": self.shaped_key(plan), "versions": self._exporters()}
-        return self._step("export", key, write).path / "model.onnx"
-
-    # ------------------------------------------------------------ what a student learns
-
-    def teacher(self, *, seeds: Sequence[int] = (0,), batch_size: int, mixup: bool) -> Teacher:
-        """What the baseline answers on augmented training examples (and on those without labels), or the mean of several trainings of it.
-
-        Args:
-            seeds: one a training, each added to the builder's own; or none: the workload's own `teacher`.
-        """
-        split = self.examples.to_learn_from()
-        augment = mixed(self.workload.augment) if mixup else self.workload.augment
-        feed = Feed(split, batch_size, seed=self.seed, augment=augment)
-        feed.repeat = VIEWS * epoch_steps(feed)
-        plans = [Plan(training=self.workload.training, seed=self.seed + s, session=SessionConfig(threads=self.threads)) for s in seeds]
-        key = {
-            "step": "answers", "teachers": [self.training_key(p) for p in plans] or code_identity(self.workload.teacher),
-            "on": split.identity, "augment": code_identity(self.workload.augment), "mixup": mixup, "seed": self.seed, "batch": feed.batch,
-            "environment": [device.cpu_class(), __version__],
-        }  # fmt: skip
-        run = self._answerer(plans)
-
-        def stored(epoch: int) -> Array:
-            def work(folder: Path) -> dict[str, Any]:
-                np.save(folder / "answers.npy", answer_epoch(feed, run, epoch, pick_device()))
-                return {}
-
-            answers: Array = np.load(self._step("train", {**key, "epoch": epoch}, work).path / "answers.npy", allow_pickle=False)
-            return answers
-
-        ((first, _),) = feed.parts(0, pick_device())
-        one = run(tuple(x[:2] for x in first))
-        bytes_an_epoch = epoch_steps(feed) * feed.batch * one[0].numel() * 4
-        return Teacher(feed, run, stored if bytes_an_epoch <= STORED_BYTES else None)
-
-    def _answerer(self, plans: Sequence[Plan]) -> Callable[[tuple[Tensor, ...]], Tensor]:
-        """The mean output of trained models, on the device that trains: by their graphs on a CPU, where they run faster."""
-        if not plans or pick_device().type != "cpu":
-            models = [self.load(p) for p in plans] or [self.users_teacher()]
-            for model in models:
-                model.to(pick_device()).eval()
-
-            @torch.inference_mode()
-            def in_torch(inputs: tuple[Tensor, ...]) -> Tensor:
-                mean: Tensor = torch.stack([m(*inputs).float() for m in models]).mean(0)
-                return mean.clone()
-
-            return in_torch
-        runners = [open_session(self.graph(p).path / "model.onnx", p.session) for p in plans]
-
-        def by_graph(inputs: tuple[Tensor, ...]) -> Tensor:
-            arrays = [x.numpy() for x in inputs]
-            return torch.from_numpy(np.mean([r(arrays) for r in runners], axis=0, dtype=np.float32))
-
-        return by_graph
-
-    def check_teacher(self) -> None:
-        """See that the workload's own teacher, where it has one, is no worse than the model that it is to teach.
-
-        Raises:
-            WorkloadError: it is, or it does not take the inputs.
-        """
-        if self.workload.teacher is None:
-            return
-        valid, run = self.examples.valid, self._answerer(())
-        assert valid.targets is not None
-
-        def work(_folder: Path) -> dict[str, Any]:
-            batches = [batch_of(valid, slice(i, i + 256), pick_device())[0] for i in range(0, len(valid), 256)]
-            try:
-                answers = np.concatenate([run(b).float().cpu().numpy() for b in batches])
-            except Exception as error:  # the user's own code may raise anything
-                raise WorkloadError(f"the teacher does not take the inputs ({type(error).__name__}: {_first(error)}): make them fit") from error
-            return {"score": float(self.workload.scores(answers, valid.targets).mean())}  # type: ignore[arg-type]
-
-        key = {"step": "teacher", "teacher": code_identity(self.workload.teacher), "on": valid.identity, "workload": self.workload_id}
-        score = self._step("evaluate", key, work).meta["score"]
-        plan = Plan(training=self.workload.training, seed=self.seed, session=SessionConfig())
-        own = float(self.workload.scores(self.outputs(plan, valid, 64), valid.targets).mean())
-        if score < own:
-            shown = [s if self.workload.better_is_higher else -s for s in (score, own)]
-            raise WorkloadError(
-                f"the teacher scores {shown[0]:.4f} on valid, the model itself {shown[1]:.4f}: leave teacher= out, or give a better one"
-            )
-
-    def users_teacher(self) -> Served:
-        """The workload's own teacher, behind the same pre-processing as the model.
-
-        Raises:
-            WorkloadError: it cannot be built.
-        """
-        assert self.workload.teacher is not None
-        try:
-            model = self.workload.teacher()
-        except Exception as error:  # the user's own code may raise anything
-            raise WorkloadError(f"building the teacher raised {type(error).__name__}: {error}") from error
-        return Served(model, self.fresh().preprocess)
+        return self.step("export", key, write).path / "model.onnx"
 
     def graph_key(self, plan: Plan) -> dict[str, Any]:
         """Identity of the plan's graph; it can be known without building."""
         if plan.join is not None:
-            key = {"step": "join", "join": plan.join.key, "from": [self.graph_key(p) for p in plan.join.parts], "versions": self._graph_tools()}
+            key = {"step": "join", "join": plan.join.key, "from": [self.graph_key(p) for p in plan.join.parts], "versions": self.graph_tools()}
         else:
             key = {"step": "export", "from": self.shaped_key(plan), "versions": self._exporters()}
         for graph in plan.graph_passes:
@@ -336,14 +231,14 @@ class Builder:
                 "step": "graph pass",
                 "pass": graph.key,
                 "from": key,
-                "versions": self._graph_tools(),
+                "versions": self.graph_tools(),
             }
         return key
 
     def _exporters(self) -> list[str | None]:
         return [__version__, *(self._versions.get(p) for p in ("torch", "onnx", "onnxscript"))]
 
-    def _graph_tools(self) -> list[str | None]:
+    def graph_tools(self) -> list[str | None]:
         return [__version__, *(self._versions.get(p) for p in ("onnx", "onnxruntime"))]
 
     def graph(self, plan: Plan) -> Step:
@@ -356,7 +251,7 @@ class Builder:
                 source, target = self.graph(before).path / "model.onnx", folder / "model.onnx"
                 return last.apply(source, target, self._materials(folder, "calibrating"))
 
-            return self._step("calibrate", self.graph_key(plan), work)
+            return self.step("calibrate", self.graph_key(plan), work)
 
         if (join := plan.join) is not None:
 
@@ -364,14 +259,14 @@ class Builder:
                 sources = [self.graph(p).path / "model.onnx" for p in join.parts]
                 return join.apply(sources, folder / "model.onnx", self._materials(folder, "joining"))
 
-            return self._step("calibrate", self.graph_key(plan), splice)
+            return self.step("calibrate", self.graph_key(plan), splice)
 
         def write(folder: Path) -> dict[str, Any]:
             example = self.examples.valid.take(slice(0, 64)).inputs
             export(self.load(plan), example, folder / "model.onnx")
             return {}
 
-        return self._step("export", self.graph_key(plan), write)
+        return self.step("export", self.graph_key(plan), write)
 
     def batches(self, plan: Plan) -> dict[str, float]:
         """See that the plan answers batches as it answers single examples, on its own engine; the largest deviation of each.
@@ -388,7 +283,7 @@ class Builder:
         def work(_folder: Path) -> dict[str, Any]:
             return {"deviation": check_batches(self.graph(plan).path / "model.onnx", self.examples.valid.take(slice(0, 64)).inputs, config)}
 
-        deviation: dict[str, float] = self._step("evaluate", key, work).meta["deviation"]
+        deviation: dict[str, float] = self.step("evaluate", key, work).meta["deviation"]
         return deviation
 
     def outputs(self, plan: Plan, examples: Split, batch: int) -> Array:
@@ -415,13 +310,13 @@ class Builder:
             np.save(folder / "outputs.npy", np.concatenate(parts))
             return {}
 
-        step = self._step("evaluate", key, work)
+        step = self.step("evaluate", key, work)
         outputs: Array = np.load(step.path / "outputs.npy", allow_pickle=False)
         return outputs
 
     # ------------------------------------------------------------ helpers
 
-    def _step(self, kind: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Step:
+    def step(self, kind: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Step:
         before = self._spent
         step = self.store.step(key, work)
         alone = 0.0 if step.reused else max(0.0, step.meta["seconds"] - (self._spent - before))
@@ -437,7 +332,7 @@ class Builder:
     def _materials(self, folder: Path, activity: str) -> Materials:
         return Materials(
             workload=self.workload, examples=self.examples, seed=self.seed, folder=folder, progress=self._progress(activity),
-            seconds_left=self.seconds_left, teacher=self.teacher,
+            seconds_left=self.seconds_left, teacher=partial(teacher_of, self),
         )  # fmt: skip
 
 

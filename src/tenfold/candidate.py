@@ -17,14 +17,30 @@ MOST_PARTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A recipe that was measured."""
+class Rung:
+    """What a lever is pulled on."""
 
     recipe: Recipe
     plan: Plan
-    stage: Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant(Rung):
+    """A recipe to be measured, with its last pull."""
+
     lever: str
     config: Config
+
+    @property
+    def label(self) -> str:
+        return short(self.lever, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Entrant):
+    """A recipe that was measured."""
+
+    stage: Stage
     verdict: Verdict
     gain: Interval | None
     """Cost ratio against the baseline."""
@@ -34,26 +50,11 @@ class Candidate:
     """What its last training took; the baseline's does not count."""
 
     @property
-    def label(self) -> str:
-        return short(self.lever, self.config)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """What a lever is pulled on."""
-
-    recipe: Recipe
-    plan: Plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """A recipe to be measured, with its last pull."""
-
-    recipe: Recipe
-    plan: Plan
-    lever: str
-    config: Config
+    def standing(self) -> Standing | None:
+        """As it stands on valid; None where quality or cost could not be measured."""
+        if self.gain is None or self.verdict.quality is None:
+            return None
+        return Standing(recipe=self.recipe.id, quality=self.verdict.quality, gain=self.gain)
 
 
 @dataclass
@@ -78,10 +79,9 @@ class Ladder:
 
 def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Of those measured in full, what no other beats in both quality and cost."""
-    able = [c for c in candidates if c.whole and c.gain is not None and c.verdict.quality is not None]
-    standings = [Standing(recipe=c.recipe.id, quality=c.verdict.quality, gain=c.gain) for c in able]  # type: ignore[arg-type]
-    kept = {s.recipe for s in front(standings, MOST_PARTS)}
-    return [c for c in able if c.recipe.id in kept]
+    standings = [c.standing for c in candidates if c.whole]
+    kept = {s.recipe for s in front([s for s in standings if s is not None], MOST_PARTS)}
+    return [c for c in candidates if c.recipe.id in kept]
 
 
 def judged(candidate: Candidate) -> Candidate:
@@ -122,7 +122,7 @@ def short(lever: str, config: Config) -> str:
         if isinstance(value, dict):
             words.append(short("", value)[1:-1])
         elif isinstance(value, list):
-            words.append(_short_list(name, value))
+            words.append(_short_parts(value))
         elif isinstance(value, bool):
             words += [name.replace("_", " ")] if value else []
         elif isinstance(value, str):
@@ -132,15 +132,11 @@ def short(lever: str, config: Config) -> str:
     return f"{lever}({', '.join(words)})"
 
 
-def _short_list(name: str, values: list[Any]) -> str:
-    """Numbers as they are; recipes, which a config may hold, by their pulls."""
-    if all(isinstance(v, (int, float)) for v in values):
-        return f"{name.replace('_', ' ')} {', '.join(f'{v:g}' for v in values)}"
-    return ", ".join(
-        (" + ".join(short(p["lever"], p["config"]) for p in part["pulls"]) or "baseline")
-        + (f" → {part['hand_on']:.0%} to" if part.get("hand_on") else "")
-        for part in values
-    ).replace("to, ", "to ")
+def _short_parts(parts: list[dict[str, Any]]) -> str:
+    """Recipes that a config holds, by their pulls, and what each hands on."""
+    labels = [" + ".join(short(p["lever"], p["config"]) for p in part["pulls"]) or "baseline" for part in parts]
+    shares = [f" → {part['hand_on']:.0%} to " for part in parts[:-1]] + [""]
+    return "".join(label + share for label, share in zip(labels, shares, strict=True))
 
 
 def recipe_label(recipe: Recipe) -> str:

@@ -79,7 +79,7 @@ def time_all(run: Context, recipe: Recipe) -> Final:
     """Time the baseline, every prefix of a recipe, and the recipe less each of its levers, all together at each operating point; once."""
     prefixes = {BASELINE: Recipe(workload=recipe.workload, seed=recipe.seed), **prefixes_of(recipe)}
     lesser = {f"{WITHOUT}{lever}": r for lever, r in without_each(recipe).items() if r.pulls and r not in prefixes.values()}
-    plans = {n: apply_all(run.baseline, [(p.lever, p.config) for p in r.pulls]) for n, r in (prefixes | lesser).items()}
+    plans = {n: apply_all(run.baseline, r.pulls) for n, r in (prefixes | lesser).items()}
     plans = {n: p for n, p in plans.items() if n in prefixes or run.builder.is_trained(p)}
     split = "test" if run.ledger.knows("opening") else "valid"
     costs = {}
@@ -123,7 +123,9 @@ def attribution(run: Context, final: Final) -> list[dict[str, Any]]:
         less = final.recipe.only(final.recipe.levers() - {lever})
         name = next((n for n, r in final.recipes.items() if r == less), None)
         without: dict[str, Any] = {"reason": "it would take a training of its own"}
-        if name is not None and run.settings.objective not in ("size", "train"):
+        if run.settings.objective in ("size", "train"):
+            without = {"reason": f"the objective is {run.settings.objective}: only its factor is measured"}
+        elif name is not None:
             gain = run.evaluator.ratio(base[reference(run, base)], base[name])
             without = {"gain": gain.to_json(), "quality_difference": quality_on_valid(run, less).to_json()}
         out.append({"lever": lever, "factor": factor(run, final, before, after).to_json(), "without": without})
@@ -131,7 +133,7 @@ def attribution(run: Context, final: Final) -> list[dict[str, Any]]:
 
 
 def quality_on_valid(run: Context, recipe: Recipe) -> Interval:
-    plan = apply_all(run.baseline, [(p.lever, p.config) for p in recipe.pulls])
+    plan = apply_all(run.baseline, recipe.pulls)
     return Interval(**run.ledger.remember(f"valid:{recipe.id}", lambda: run.evaluator.quality(plan, "valid").to_json()))
 
 

@@ -92,17 +92,17 @@ def agreement(base: Array, cand: Array, targets: Array) -> dict[str, Any]:
 
 def calibration(base: Array, cand: Array, targets: Array) -> dict[str, Any]:
     """Expected calibration error of both and its bins. Guo et al. (2017), arXiv:1706.04599, eq. 3."""
-    sides = {"baseline": _confidence(base, targets), "candidate": _confidence(cand, targets)}
+    sides = {name: (confidence(o), o.argmax(axis=1) == targets) for name, o in (("baseline", base), ("candidate", cand))}
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bins: list[dict[str, Any]] = [{"low": float(lo), "high": float(hi)} for lo, hi in itertools.pairwise(edges)]
     out: dict[str, Any] = {}
-    for name, (confidence, right) in sides.items():
-        index = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    for name, (sure, right) in sides.items():
+        index = np.clip(np.ceil(sure * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
         error = 0.0
         for i, row in enumerate(bins):
             inside = index == i
             n = int(inside.sum())
-            mean, accuracy = (float(confidence[inside].mean()), float(right[inside].mean())) if n else (None, None)
+            mean, accuracy = (float(sure[inside].mean()), float(right[inside].mean())) if n else (None, None)
             row |= {f"{name}_n": n, f"{name}_confidence": mean, f"{name}_accuracy": accuracy}
             if mean is not None and accuracy is not None:
                 error += n / len(right) * abs(accuracy - mean)
@@ -110,10 +110,11 @@ def calibration(base: Array, cand: Array, targets: Array) -> dict[str, Any]:
     return out | {"bins": bins}
 
 
-def _confidence(outputs: Array, targets: Array) -> tuple[Array, Array]:
-    shifted = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
-    share = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
-    return share.max(axis=1), outputs.argmax(axis=1) == targets
+def confidence(logits: Array) -> Array:
+    """The largest class probability of each row of (n, classes): (n,)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    largest: Array = 1.0 / np.exp(shifted).sum(axis=1)
+    return largest
 
 
 def disagreements(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tenfold.candidate import Candidate, Entrant
 from tenfold.lever import Lever, Searched, Stage, apply_all
-from tenfold.recipe import Pull
+from tenfold.recipe import Pull, Recipe
 
 if TYPE_CHECKING:
     from tenfold.lever import Situation
@@ -36,6 +37,8 @@ MOST_ROUNDS, MOST_FULL = 12, 6
 LEAST_SECONDS = 60.0
 """Budget left, below which nothing is begun."""
 SAMPLERS = ("learned", "random")
+BASELINE_VALUES = 0.0, 0.0
+"""Of the point that changes nothing: it is not measured again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class JointSearch:
     def run(self) -> dict[str, Any] | None:
         """Explore, then train the best in full; what the learned and the random rounds came to. None: there was no time."""
         whole = self.search.left("joint")
-        if whole < LEAST_SECONDS or not self.levers[Stage.MODEL]:
+        if whole < LEAST_SECONDS or not self._spaces[Stage.MODEL]:
             return None
         for turn in range(MOST_ROUNDS):
             if self.search.left(f"joint:explore:{turn}") <= (1 - EXPLORE_SHARE) * whole or not self._explore(turn):
@@ -80,53 +83,61 @@ class JointSearch:
     def _explore(self, turn: int) -> bool:
         """A round; False where the budget stopped it."""
         sampler = SAMPLERS[turn % 2]
-        space = self._space()
-        points = self.search.ledger.remember(f"ask:{turn}", lambda: ask(space, self.trials, sampler, seed=1_000 * self.search.settings.seed + turn))
-        entries = [self._entrant(space, p) for p in points]
-        new = {e.recipe.id: e for e in entries if e.recipe.id not in self.seen}
+        seed = 1_000 * self.search.settings.seed + turn
+        points = self.search.ledger.remember(f"ask:{turn}", lambda: ask(self._space, self.trials, sampler, seed=seed))
+        entries = [self._entrant(p) for p in points]
+        new = {e.recipe.id: e for e in entries if e is not None and e.recipe.id not in self.seen}
         before = self.search.left(f"joint:before:{turn}")
         measured, stopped = self.search.joint_round(turn, list(new.values()))
         self.seconds[sampler] += before - self.search.left(f"joint:after:{turn}")
         self.seen |= {c.recipe.id: c for c in measured}
         for point, entrant in zip(points, entries, strict=True):
-            candidate = self.seen.get(entrant.recipe.id)
-            self.trials.append(Trial(sampler=sampler, point=point, values=_values(candidate)))
+            values = BASELINE_VALUES if entrant is None else _values(self.seen.get(entrant.recipe.id))
+            self.trials.append(Trial(sampler=sampler, point=point, values=values))
         return not stopped
 
     def _situation(self, stage: Stage) -> Situation:
         return self.search.situation(stage, self.search.root, ())
 
+    @cached_property
+    def _spaces(self) -> dict[Stage, dict[str, Mapping[str, Sequence[Any]]]]:
+        """By stage and lever, the dimensions of its configs; levers that do not apply are left out."""
+        return {
+            stage: {v.name: space for v in levers if (space := v.space(self._situation(stage)))} for stage, levers in self.levers.items()
+        }
+
+    @cached_property
     def _space(self) -> dict[str, Sequence[Any]]:
-        """Dimensions by name: which lever of the model stage, which of compression, and the configs of each."""
-        space: dict[str, Sequence[Any]] = {"model": ["none", *(v.name for v in self.levers[Stage.MODEL])]}
-        for stage, levers in self.levers.items():
-            for lever in levers:
-                if stage is Stage.COMPRESSION:
-                    space[f"use {lever.name}"] = [False, True]
-                space |= {f"{lever.name}: {name}": choices for name, choices in lever.space(self._situation(stage)).items()}
+        """All dimensions: which lever of the model stage, which of compression, and the configs of each."""
+        space: dict[str, Sequence[Any]] = {"model": ["none", *self._spaces[Stage.MODEL]]}
+        space |= {f"use {name}": [False, True] for name in self._spaces[Stage.COMPRESSION]}
+        for levers in self._spaces.values():
+            space |= {f"{name}: {dimension}": choices for name, own in levers.items() for dimension, choices in own.items()}
         return space
 
-    def _entrant(self, space: Mapping[str, Sequence[Any]], point: Mapping[str, int]) -> Entrant:
-        chosen = {name: space[name][index] for name, index in point.items()}
+    def _entrant(self, point: Mapping[str, int]) -> Entrant | None:
+        """The recipe of a point; None for the baseline."""
+        chosen = {name: self._space[name][index] for name, index in point.items()}
         recipe = self.search.root.recipe
-        lever, config = "", {}
-        for stage, levers in self.levers.items():
-            for candidate in levers:
-                wanted = chosen["model"] == candidate.name if stage is Stage.MODEL else chosen[f"use {candidate.name}"]
-                if wanted:
-                    own = {n.removeprefix(f"{candidate.name}: "): v for n, v in chosen.items() if n.startswith(f"{candidate.name}: ")}
-                    lever, config = candidate.name, candidate.at(self._situation(stage), own)
-                    recipe = recipe.then(lever, config)
-        plan = apply_all(self.search.root.plan, [(p.lever, p.config) for p in recipe.pulls])
-        return Entrant(recipe=recipe, plan=plan, lever=lever, config=config)
+        for stage, levers in self._spaces.items():
+            for name, space in levers.items():
+                if chosen["model"] == name if stage is Stage.MODEL else chosen[f"use {name}"]:
+                    own = {dimension: chosen[f"{name}: {dimension}"] for dimension in space}
+                    lever = next(v for v in self.levers[stage] if v.name == name)
+                    recipe = recipe.then(name, lever.at(self._situation(stage), own))
+        return self._entered(recipe) if recipe.pulls else None
+
+    def _entered(self, recipe: Recipe) -> Entrant:
+        last = recipe.pulls[-1]
+        return Entrant(recipe=recipe, plan=apply_all(self.search.root.plan, recipe.pulls), lever=last.lever, config=last.config)
 
     # ------------------------------------------------------------ full trainings
 
     def _in_full(self, turn: int) -> bool:
         """Train in full what adds most to the front of the short trainings; False where nothing is left to train."""
         by_name = {lever.name: lever for lever in self.levers[Stage.MODEL]}
-        able = [c for c in self.seen.values() if _values(c) is not None and c.recipe.pulls and c.recipe.pulls[0].lever in by_name]
-        able = [c for c in able if c.recipe.pulls[0] not in self.promoted and c.training_seconds > 0]
+        able = [c for c in self.seen.values() if _values(c) is not None and c.recipe.pulls[0].lever in by_name and c.training_seconds > 0]
+        able = [c for c in able if c.recipe.pulls[0] not in self.promoted]
         ranked = sorted(able, key=lambda c: (-contribution(_point(c), [_point(o) for o in able if o is not c]), c.recipe.id))
         if not ranked:
             return False
@@ -137,10 +148,8 @@ class JointSearch:
             return False
         first = best.recipe.pulls[0]
         self.promoted.append(first)
-        config = by_name[first.lever].longer(first.config, times)
-        recipe = self.search.root.recipe.then(first.lever, config)
-        plan = apply_all(self.search.root.plan, [(first.lever, config)])
-        _, stopped = self.search.joint_round(f"full:{turn}", [Entrant(recipe=recipe, plan=plan, lever=first.lever, config=config)])
+        recipe = self.search.root.recipe.then(first.lever, by_name[first.lever].longer(first.config, times))
+        _, stopped = self.search.joint_round(f"full:{turn}", [self._entered(recipe)])
         return not stopped
 
     def _controls(self) -> dict[str, Any]:
@@ -210,4 +219,3 @@ def contribution(point: tuple[float, float], others: Sequence[tuple[float, float
     every = [point, *others]
     floor = min(p[0] for p in every) - 1e-9, min(p[1] for p in every) - 1e-9
     return hypervolume(every, floor) - hypervolume(others, floor)
-

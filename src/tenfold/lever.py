@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, resources
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tenfold.data.split import Array
 from tenfold.plan import Plan
-from tenfold.recipe import Recipe
+from tenfold.recipe import Pull, Recipe
 from tenfold.verdict import Interval, Verdict
 from tenfold.workload import Examples, Workload
 
@@ -71,8 +71,8 @@ class Part:
     """Of a prediction, over the baseline's."""
 
 
-def _no_ratios(configs: Sequence[Config]) -> list[float | None]:
-    return [None] * len(configs)
+def _no_ratios(configs: Sequence[Config]) -> list[float | str]:
+    return ["nothing is measured here"] * len(configs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +99,29 @@ class Situation:
     """What the baseline's training took; 0 where it was given."""
     tried: tuple[Tried, ...] = ()
     """This lever's configs so far, in the order of trying."""
-    skeleton_ratios: Callable[[Sequence[Config]], Sequence[float | None]] = _no_ratios
-    """Configs of this lever to how many times cheaper than the baseline their structures measure, untrained; None: cannot be built."""
+    skeleton_ratios: Callable[[Sequence[Config]], Sequence[float | str]] = _no_ratios
+    """Configs of this lever to how many times cheaper than the baseline their structures measure, untrained; or, in words,
+    why one cannot be built."""
     parts: Callable[[], Sequence[Part]] = tuple
     """What has been measured in full so far, the baseline first."""
+
+    @property
+    def teachers(self) -> int:
+        """Trainings of the baseline to learn from; 0: the workload's own teacher, where it has one."""
+        return 0 if self.workload.teacher is not None else 1
+
+    @property
+    def budget(self) -> float:
+        """Seconds that may be planned with: those that are left, a day where there is no end."""
+        return min(self.seconds_left, 86_400.0)
+
+
+def dearest(ratios: Sequence[float | str], least: float) -> Refusal:
+    """Why none of the structures that were measured will do: none is `least` times cheaper, or none can be built."""
+    measured = [r for r in ratios if isinstance(r, float)]
+    if not measured:
+        return Refusal(next((f"no smaller structure can be built: {r}" for r in ratios if isinstance(r, str)), "there is none to measure"))
+    return Refusal(f"no structure measured is {least:g}× cheaper than the baseline: the best comes to {max(measured):.2f}×")
 
 
 class Lever(Protocol):
@@ -158,8 +177,9 @@ def card(name: str) -> str:
     return resources.files(f"tenfold.levers.{name}").joinpath("README.md").read_text(encoding="utf-8")
 
 
-def apply_all(plan: Plan, pulls: Sequence[tuple[str, Config]]) -> Plan:
+def apply_all(plan: Plan, pulls: Iterable[Pull]) -> Plan:
+    """The plan with all these levers pulled, one after the other."""
     levers = discover()
-    for name, config in pulls:
-        plan = levers[name].apply(plan, config)
+    for pull in pulls:
+        plan = levers[pull.lever].apply(plan, pull.config)
     return plan

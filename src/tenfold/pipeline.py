@@ -35,6 +35,7 @@ from tenfold.recipe import Recipe
 from tenfold.search import BASELINE, FULL_SECONDS, Budget, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
+from tenfold.teaching import check_teacher, learning_key
 from tenfold.verdict import COST_BAR, Decision
 from tenfold.workload import Workload, code_identity, find, load
 
@@ -186,7 +187,7 @@ def _begin(task: Workload, settings: Settings, folder: Path, ledger: Ledger, vie
     run_id = ledger.remember("id", lambda: uuid.uuid4().hex)
     asked = {
         "workload": builder.workload_id, "margin": task.margin, "margin_kind": task.margin_kind,
-        "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **builder.learning_key(), **dataclasses.asdict(settings),
+        "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **learning_key(task, examples), **dataclasses.asdict(settings),
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))
     known = ledger.remember("settings", lambda: asked)
@@ -273,7 +274,7 @@ def _baseline(run: Context) -> dict[str, Any]:
     trained = run.builder.trained(run.baseline)
     graph = run.builder.graph(run.baseline)
     run.builder.batches(run.baseline)
-    run.builder.check_teacher()
+    check_teacher(run.builder)
 
     def tune() -> dict[str, float]:
         before = run.evaluator.timing_seconds

@@ -143,7 +143,7 @@ class Search:
         """Pull the levers of compression on the baseline and on every model that may be a part of a whole, where that was not done yet."""
         done = {c.recipe.pulls[:-1] for c in self.ladder.candidates if c.stage is Stage.COMPRESSION}
         models = parts_front([c for c in self.ladder.candidates if c.stage is Stage.MODEL])
-        rungs = {"baseline": self.root} | {c.label: Rung(recipe=c.recipe, plan=c.plan) for c in models}
+        rungs = {"baseline": self.root, **{c.label: c for c in models}}
         for label, rung in rungs.items():
             if models and rung.recipe.pulls not in done:
                 for lever in self._levers(Stage.COMPRESSION):
@@ -302,7 +302,9 @@ class Search:
         return [judged(out[n]) for n in plans if n in out], stopped
 
     def _candidate(self, entrant: Entrant, stage: Stage, verdict: Verdict, gain: Interval | None) -> Candidate:
-        return Candidate(**entrant.__dict__, stage=stage, verdict=verdict, gain=gain)
+        return Candidate(
+            recipe=entrant.recipe, plan=entrant.plan, lever=entrant.lever, config=entrant.config, stage=stage, verdict=verdict, gain=gain
+        )
 
     def _expected(self, stage: Stage) -> float:
         return self.trial_seconds + (self.training_seconds if stage is Stage.TRAIN else 0.0)
@@ -368,8 +370,8 @@ class Search:
 
     # ------------------------------------------------------------ what a lever may ask
 
-    def _skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config]) -> list[float | None]:
-        """How many times cheaper than the baseline the structures of a lever's configs are, untrained; recorded."""
+    def _skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config]) -> list[float | str]:
+        """How many times cheaper than the baseline the structures of a lever's configs are, untrained, or why one cannot be built; recorded."""
 
         def measure() -> dict[str, Any]:
             before = self.evaluator.timing_seconds
@@ -389,14 +391,15 @@ class Search:
             return {"seconds": self.evaluator.timing_seconds - before, "ratios": ratios, "failed": failed}
 
         found = self.ledger.remember(f"cost:skeletons:{digest([lever.name, now.recipe.id, *configs])[:16]}", measure)
-        return [found["ratios"].get(str(i)) for i in range(len(configs))]
+        known: dict[str, float | str] = {**found["failed"], **found["ratios"]}
+        return [known[str(i)] for i in range(len(configs))]
 
     def _parts(self) -> list[Part]:
         """The baseline, and what was measured in full on its engine."""
         builder, evaluator = self.evaluator.builder, self.evaluator
         able = [
             c for c in self.ladder.candidates
-            if c.whole and c.gain is not None and c.verdict.quality is not None and c.plan.session == evaluator.baseline.session and c.plan.join is None
+            if c.whole and c.standing and c.plan.session == evaluator.baseline.session and c.plan.join is None
         ]  # fmt: skip
         rows = [(self.root.recipe, evaluator.baseline, 1.0)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]
         valid = builder.examples.valid

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from tenfold import insights
-from tenfold.candidate import Candidate, Ladder, recipe_label
+from tenfold.candidate import Ladder, recipe_label
 from tenfold.certify import CONFIRMED, Standing, front, order_candidates, record_opening
 from tenfold.context import Context
 from tenfold.plan import Plan
@@ -30,7 +30,7 @@ def judge(run: Context, ladder: Ladder) -> list[Entry]:
         return Interval(**run.ledger.remember(f"confirm:{recipe}", lambda: run.evaluator.quality(plan, "confirm").to_json()))
 
     def fix() -> list[Entry]:
-        on_valid = [_standing(c) for c in able.values() if c.gain is not None and c.gain.low >= COST_BAR and c.verdict.quality is not None]
+        on_valid = [s for c in able.values() if (s := c.standing) and s.gain.low >= COST_BAR]
         standings = [Standing(recipe=s.recipe, quality=confirm(s.recipe), gain=s.gain) for s in front(on_valid, CONFIRMED)]
         return [
             {
@@ -73,12 +73,6 @@ def slices_on_test(run: Context, plan: Plan) -> list[dict[str, Any]]:
     masks = insights.slice_masks(run.workload, test, run.examples.labels, run.examples.classes)
     base, cand = run.evaluator.scores(run.baseline, "test"), run.evaluator.scores(plan, "test")
     return insights.slices(masks, run.workload, test, base, cand)
-
-
-def _standing(candidate: Candidate) -> Standing:
-    assert candidate.gain is not None
-    assert candidate.verdict.quality is not None
-    return Standing(recipe=candidate.recipe.id, quality=candidate.verdict.quality, gain=candidate.gain)
 
 
 def _on_test(run: Context, plan: Plan) -> dict[str, Any]:

@@ -148,6 +148,22 @@ class Workload:
             )
         return raw if self.better_is_higher else -raw
 
+    def built(self, what: Literal["model", "teacher"]) -> nn.Module:
+        """What the function of that name builds.
+
+        Raises:
+            WorkloadError: it raises, or builds no module.
+        """
+        from torch import nn
+
+        try:
+            module = getattr(self, what)()
+        except Exception as error:  # the user's own code may raise anything
+            raise WorkloadError(f"building the {what} raised {type(error).__name__}: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise WorkloadError(f"{what}= gave a {type(module).__name__}: it must build a torch.nn.Module")
+        return module
+
     def loss_function(self) -> Callable[[Tensor, Tensor], Tensor]:
         return self.loss if callable(self.loss) else _LOSSES[self.loss]()
 
@@ -175,6 +191,11 @@ class Examples:
         if split is None:
             raise WorkloadError(f"there is no {name} split: give {name}= in the workload")
         return split
+
+    @property
+    def can_teach(self) -> bool:
+        """Whether a student could learn from them."""
+        return self.train is not None or self.unlabelled is not None
 
     def to_learn_from(self) -> Split:
         """Inputs of train and of what has no labels, for a student that learns what its teacher answers."""
@@ -351,14 +372,10 @@ def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
     Args:
         model: as it is before training, or with the weights that were given.
     """
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest(
         {
             "data": examples.identity,
-            "model": [repr(model), code_identity(workload.model), weights.hexdigest()],
+            "model": [repr(model), code_identity(workload.model), weights_identity(model)],
             "classes": sorted(
                 {canonical(code_identity(c)) for m in model.modules() if not (c := type(m)).__module__.startswith("torch.")}
             ),
@@ -369,6 +386,15 @@ def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
             "training": workload.training,
         }
     )
+
+
+def weights_identity(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names."""
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def _name_of(function: Any) -> str:

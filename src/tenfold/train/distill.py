@@ -37,7 +37,7 @@ def learn_from_teacher(
     teacher = materials.teacher(seeds=range(teachers), batch_size=training.batch_size, mixup=mixup)
     training = dataclasses.replace(training, accumulate=1)
     steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
-    teacher.prepare(steps, materials.progress)
+    teacher.prepare(steps, progress=materials.progress, seconds_left=materials.seconds_left)
     axis = class_axis(materials)
     return fit(
         model, teacher.feed.split, lambda outputs, answers: soft_loss(outputs, answers, classes=axis), training,
@@ -73,6 +73,6 @@ def soft_loss(outputs: Tensor, answers: Tensor, *, classes: int | None) -> Tenso
     return divergence.sum(classes).mean()
 
 
-def is_mixable(materials_inputs: tuple[np.ndarray, ...]) -> bool:
+def is_mixable(inputs: tuple[np.ndarray, ...]) -> bool:
     """Whether examples can be blended: one input, of pixels or floats; not tokens, nor inputs that belong together."""
-    return len(materials_inputs) == 1 and (materials_inputs[0].dtype.kind == "f" or materials_inputs[0].dtype == np.uint8)
+    return len(inputs) == 1 and (inputs[0].dtype.kind == "f" or inputs[0].dtype == np.uint8)

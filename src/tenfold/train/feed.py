@@ -43,23 +43,28 @@ class Feed:
     The order of examples depends on (seed, epoch) alone, augmentation on (seed, step).
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: Augment | None = None, repeat: int | None = None) -> None:
+    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: Augment | None = None, views: int | None = None) -> None:
         """
         Args:
             split: the training examples; batches that would be short are made whole from the next epoch's.
-            repeat: steps after which the same batches come again, augmentation and all; None: never.
+            views: epochs after which the same batches come again, augmentation and all; None: never.
         """
         self.split = split
         self.batch = min(batch_size, len(split))
         self.seed = seed
         self.augment = augment
-        self.repeat = repeat
+        self.epoch = max(1, len(split) // self.batch)
+        """Steps of an epoch, of whole batches."""
+        self.repeat = None if views is None else views * self.epoch
         self._orders: dict[int, np.ndarray] = {}
+
+    def turn(self, step: int) -> int:
+        """The first step that sees what this one does."""
+        return step if self.repeat is None else step % self.repeat
 
     def rows(self, step: int) -> Array:
         """Row indices (batch,) of a step: epoch after epoch in fresh random orders, batches running across the seam."""
-        n, out = len(self.split), []
-        step = step % self.repeat if self.repeat else step
+        n, out, step = len(self.split), [], self.turn(step)
         first, last = step * self.batch, (step + 1) * self.batch
         for epoch in range(first // n, (last - 1) // n + 1):
             if epoch not in self._orders:
@@ -74,8 +79,7 @@ class Feed:
     ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
         """Inputs and targets of a step, `micro` examples at a time (None: all at once)."""
         rows = self.rows(step)
-        step = step % self.repeat if self.repeat else step
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.turn(step))
         micro = micro or self.batch
         for first in range(0, self.batch, micro):
             inputs, target = batch_of(self.split, rows[first : first + micro], device)

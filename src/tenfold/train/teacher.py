@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tenfold.errors import BudgetEndedError
 from tenfold.train.feed import Augment, Feed
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ class Teacher:
     ) -> None:
         """
         Args:
-            feed: with `repeat`.
+            feed: of which views come again, where answers are stored.
             run: inputs of a batch to the teacher's outputs on them.
-            stored: the number of an epoch (of `epoch_steps(feed)` steps) to its answers, (steps, batch, …), computed where they
+            stored: the number of an epoch (of `feed.epoch` steps) to its answers, (steps, batch, …), computed where they
                 are not there yet; None: each batch is answered when it comes.
         """
         self.feed = feed
@@ -43,12 +44,20 @@ class Teacher:
         self.stored = stored
         self._epoch, self._answers = -1, np.empty(0)
 
-    def prepare(self, steps: int, progress: Callable[[float, float], None] | None = None) -> None:
-        """Have the answers for so many steps computed and stored, where they are stored at all."""
+    def prepare(
+        self, steps: int, *, progress: Callable[[float, float], None] | None = None, seconds_left: Callable[[], float] | None = None
+    ) -> None:
+        """Have the answers for so many steps computed and stored, where they are stored at all.
+
+        Raises:
+            BudgetEndedError: no seconds are left; the epochs that were answered stay.
+        """
         if self.stored is None:
             return
-        epochs = min(VIEWS, -(-steps // epoch_steps(self.feed)))
+        epochs = min(VIEWS, -(-steps // self.feed.epoch))
         for epoch in range(epochs):
+            if seconds_left is not None and seconds_left() <= 0:
+                raise BudgetEndedError(f"the budget ended at {epoch / epochs:.0%} of what its teacher had to answer")
             self.stored(epoch)
             if progress is not None:
                 progress((epoch + 1) / epochs, 0.0)
@@ -57,23 +66,17 @@ class Teacher:
         """(len(inputs[0]), …): outputs on a part of a step's batch, that which begins at `first`."""
         if self.stored is None:
             return self.run(inputs)
-        epoch, within = divmod(step % self.feed.repeat if self.feed.repeat else step, epoch_steps(self.feed))
+        epoch, within = divmod(self.feed.turn(step), self.feed.epoch)
         if epoch != self._epoch:
             self._epoch, self._answers = epoch, self.stored(epoch)
         rows = self._answers[within, first : first + len(inputs[0])]
         return torch.from_numpy(rows).to(inputs[0].device)
 
 
-def epoch_steps(feed: Feed) -> int:
-    """Steps of an epoch, of which answers are stored together."""
-    return max(1, len(feed.split) // feed.batch)
-
-
 def answer_epoch(feed: Feed, run: Callable[[tuple[Tensor, ...]], Tensor], epoch: int, device: torch.device) -> Array:
     """The answers on an epoch's batches: (steps, batch, …) of float32."""
-    steps = epoch_steps(feed)
     out = []
-    for step in range(epoch * steps, (epoch + 1) * steps):
+    for step in range(epoch * feed.epoch, (epoch + 1) * feed.epoch):
         ((inputs, _),) = feed.parts(step, device)
         out.append(run(inputs).float().cpu().numpy())
     return np.stack(out)

@@ -1,4 +1,7 @@
-"""CIFAR-10: 50,000 / 10,000 colour photographs, 32×32, ten classes."""
+"""CIFAR-10: 50,000 / 10,000 colour photographs, 32×32, ten classes.
+
+Its baseline is not found yet: the first net stayed below the bar (docs/log.md), so nothing may be claimed by it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from tenfold.export import Normalize
 from tenfold.train.augment import shift_and_flip
 from tenfold.train.config import TrainConfig
 from tenfold.workload import Workload
+from tenfold.workloads.fashion_mnist import smoothed_cross_entropy
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 """Of the training pixels by channel, in [0, 1]."""
 WIDTHS = (32, 48, 64)
-"""Sizes of the family that were weighed against one another: see benchmarks/baselines."""
+"""Sizes of the family that are to be weighed against one another by benchmarks/baselines."""
 WIDTH = 48
-"""Of those that reach the bar, the cheapest to serve (records/baselines)."""
+"""Not chosen yet: there is no record of this family that reaches the bar."""
 BAR = 0.93
 """On valid and confirm together."""
 TRAINING_FLOPS = 3.6e14
@@ -59,10 +63,6 @@ def forward_flops(width: int) -> float:
     products = 31**2 * (3 * 4 * stem + 9 * stem * width) + 15**2 * (9 * width**2 + 9 * width * 4 * width)
     products += 7**2 * 2 * 9 * (4 * width) ** 2 + 3**2 * 9 * (4 * width) ** 2
     return 2.0 * products
-
-
-def smoothed_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(output, target, label_smoothing=0.1)
 
 
 def workload(data: Path | None = None, *, width: int = WIDTH) -> Workload:

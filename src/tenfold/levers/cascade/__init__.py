@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
+from tenfold.insights import confidence
 from tenfold.lever import Config, Refusal, Situation, Stage, apply_all
 from tenfold.levers.cascade import foresee
-from tenfold.levers.cascade.splice import load, score_graph, splice
+from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Join, Materials, Plan
-
-CALIBRATION_BATCH = 64
+from tenfold.recipe import Pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class CascadeConfig:
 class Cascade:
     name = "cascade"
     stages: tuple[Stage, ...] = (Stage.COMPOSE,)
-    touches = frozenset({"model_passes", "graph_passes", "join", "session"})
+    touches = frozenset({"model_passes", "graph_passes", "join"})
     summary = "a small model answers what it is sure of, a better one the rest, in one graph"
 
     def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
@@ -56,8 +55,8 @@ class Cascade:
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = CascadeConfig(**config)
-        root = Plan(training=plan.training, seed=plan.seed, session=SessionConfig(threads=plan.session.threads))
-        parts = tuple(apply_all(root, [(p["lever"], p["config"]) for p in part["pulls"]]) for part in chosen.parts)
+        root = dataclasses.replace(plan, model_passes=(), graph_passes=())
+        parts = tuple(apply_all(root, [Pull(**p) for p in part["pulls"]]) for part in chosen.parts)
         hand_on = [part["hand_on"] for part in chosen.parts[:-1]]
         key = {"join": "cascade", "hand_on": hand_on}
         return dataclasses.replace(root, join=Join(key=key, parts=parts, apply=partial(_cascade, hand_on=hand_on)))
@@ -71,37 +70,27 @@ def _json(foreseen: foresee.Foreseen) -> Config:
 
 
 def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_on: Sequence[float]) -> dict[str, Any]:
-    """Splice the parts' graphs; each threshold is the quantile, on valid, of the scores of the rows that reach it.
+    """Splice the parts' graphs, and set each threshold on the finished graph, by how sure it is on valid.
 
-    Scores are those of the finished part within the finished graph: the graph so far is run with its score as a second output.
+    With the thresholds that are still to be set at 0, the graph answers by the part whose threshold is sought; those before it
+    have handed on what they hand on.
     """
-    parts = [load(s) for s in sources]
-    inputs = materials.examples.valid.inputs
-    rows, thresholds = np.arange(len(inputs[0])), []
-    for part, share in zip(parts[:-1], hand_on, strict=True):
-        scores = _scores(part, [x[rows] for x in inputs], target)
-        count = round(share * len(inputs[0]))
-        if not 0 < count < len(scores):
-            raise GraphError(f"a cascade that hands on {count:,} of {len(scores):,} examples is none: choose a share between")
-        order = np.argsort(scores, kind="stable")
-        threshold = float(scores[order[count]])
-        if not scores[order[0]] < threshold:
-            raise GraphError("the score of a cascade's part is the same for every example: it cannot tell what to hand on")
-        thresholds.append(threshold)
-        rows = rows[scores < threshold]
+    parts, inputs = [load(s) for s in sources], materials.examples.valid.inputs
+    n, thresholds = len(inputs[0]), [0.0] * len(hand_on)
+    rows = np.arange(n)
+    for i, share in enumerate(hand_on):
+        onnx.save(splice(parts, thresholds), target)
+        sureness = confidence(run_in_batches(open_session(target, SessionConfig()), [x[rows] for x in inputs], 1))
+        count = round(share * n)
+        if not 0 < count < len(rows):
+            raise GraphError(f"a cascade that hands on {count:,} of {len(rows):,} examples is none: choose a share between")
+        ordered = np.sort(sureness)
+        thresholds[i] = float((ordered[count - 1] + ordered[count]) / 2)
+        if not ordered[0] < thresholds[i]:
+            raise GraphError("the score of a cascade's part is the same for the examples that it is least sure of: it cannot tell what to hand on")
+        rows = rows[sureness < thresholds[i]]
     onnx.save(splice(parts, thresholds), target)
-    return {"thresholds": thresholds, "handed_on": len(rows) / len(inputs[0])}
-
-
-def _scores(part: onnx.ModelProto, inputs: Sequence[Array], beside: Path) -> Array:
-    path = beside.with_name("score.onnx")
-    model = score_graph(part)
-    del model.graph.output[0]
-    onnx.save(model, path)
-    try:
-        return run_in_batches(open_session(path, SessionConfig()), inputs, 1)
-    finally:
-        path.unlink()
+    return {"thresholds": thresholds, "handed_on": len(rows) / n}
 
 
 lever = Cascade()

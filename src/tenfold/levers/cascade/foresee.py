@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from tenfold.data.split import Array
+from tenfold.insights import confidence
 from tenfold.lever import Part
 
 SHARES = tuple(np.round(np.concatenate([np.arange(0.01, 0.1, 0.01), np.arange(0.1, 0.3, 0.02), np.arange(0.3, 0.62, 0.05)]), 3))
@@ -69,7 +70,7 @@ def _useful(parts: Sequence[Part]) -> list[Part]:
 
 
 def _all(parts: Sequence[Part], baseline: Part) -> Iterator[Foreseen]:
-    sureness = {id(p): _largest_probability(p.outputs) for p in parts}
+    sureness = {id(p): confidence(p.outputs) for p in parts}
     for chain in (*combinations(parts, 2), *combinations(parts, 3)):
         yield from _shares(chain, baseline, sureness)
 
@@ -100,9 +101,3 @@ def _shares(chain: tuple[Part, ...], baseline: Part, sureness: dict[int, Array])
             quality = (total + on[k] + kept[k]) / n - baseline.scores.mean()
             dear = cost + OVERHEAD * count / n + k / n * rest[1].cost
             yield Foreseen(parts=chain, hand_on=(float(share), float(further)), quality=float(quality), cost=float(dear))
-
-
-def _largest_probability(logits: Array) -> Array:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    largest: Array = 1.0 / shifted.sum(axis=1)
-    return largest

@@ -18,7 +18,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper
 from tenfold.engine import GraphError
 
 OUTPUT = "output"
-SCORE = "score"
 
 
 def splice(parts: Sequence[ModelProto], thresholds: Sequence[float]) -> ModelProto:
@@ -42,17 +41,6 @@ def splice(parts: Sequence[ModelProto], thresholds: Sequence[float]) -> ModelPro
     graph = helper.make_graph(nodes, "cascade", inputs, [output], initializer=list(parts[0].graph.initializer))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=max(p.ir_version for p in parts))
     onnx.checker.check_model(model)
-    return model
-
-
-def score_graph(part: ModelProto) -> ModelProto:
-    """The graph with the score of each row beside its output."""
-    model = ModelProto()
-    model.CopyFrom(part)
-    output = model.graph.output[0]
-    model.graph.node.extend(_score(output.name, SCORE, ""))
-    model.graph.output.append(helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [_dims(output)[0]]))
-    model.graph.initializer.extend(_constants(""))
     return model
 
 

@@ -11,11 +11,12 @@ from tenfold.build import Builder
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.execute import plain_session
 from tenfold.export import Served, export
+from tenfold.insights import confidence
 from tenfold.lever import Part, Refusal, Situation, Stage, apply_all
 from tenfold.levers.cascade import _json, foresee
 from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Plan
-from tenfold.recipe import Recipe
+from tenfold.recipe import Pull, Recipe
 from tenfold.testing import LeverContract
 
 STUDENT = {
@@ -35,9 +36,9 @@ class TestCascade(LeverContract):
         def parts() -> list[Part]:
             out = []
             for recipe, cost in zip(recipes, (1.0, 0.1), strict=True):
-                outputs = builder.outputs(apply_all(plan, [(p.lever, p.config) for p in recipe.pulls]), valid, 1)
+                outputs = builder.outputs(apply_all(plan, recipe.pulls), valid, 1)
                 # that the student errs where it is least sure, and only there, stands in for what it learned in an epoch
-                sureness = foresee._largest_probability(outputs)
+                sureness = confidence(outputs)
                 scores = np.ones(len(valid)) if cost == 1.0 else (sureness > np.quantile(sureness, 0.1)).astype(float)
                 out.append(Part(recipe=recipe, outputs=outputs, scores=scores, cost=cost))
             return out
@@ -146,7 +147,7 @@ def test_a_graph_without_class_scores_cannot_be_a_part(tmp_path) -> None:
 def cascade_of(builder: Builder, share: float, student: dict = STUDENT) -> Plan:
     root = Plan(training=builder.workload.training, session=plain_session())
     parts = [{"pulls": [{"lever": "distill", "config": student}], "hand_on": share}, {"pulls": []}]
-    return apply_all(root, [("cascade", {"parts": parts})])
+    return apply_all(root, [Pull("cascade", {"parts": parts})])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -173,7 +174,7 @@ def test_a_constant_score_is_refused(graphs, small_builder: Builder, tmp_path) -
     paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for path in paths:
         export(Served(Constant(), None), list(images), path)
-    with pytest.raises(GraphError, match="the same for every example"):
+    with pytest.raises(GraphError, match="the same for the examples"):
         _cascade(paths, tmp_path / "out.onnx", small_builder._materials(tmp_path, ""), hand_on=[0.5])
 
 
@@ -199,7 +200,7 @@ def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
         scores, rows = f.parts[0].scores.copy(), np.arange(n)
         cost = f.parts[0].cost
         for before, after, share in zip(f.parts, f.parts[1:], f.hand_on, strict=False):
-            order = np.argsort(foresee._largest_probability(before.outputs)[rows], kind="stable")
+            order = np.argsort(confidence(before.outputs)[rows], kind="stable")
             cost += foresee.OVERHEAD * len(rows) / n
             rows = rows[order[: round(share * n)]]
             scores[rows] = after.scores[rows]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tenfold.export import Served
-from tenfold.lever import Config, Refusal, Situation, Stage, Tried
+from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
 from tenfold.levers.distill import families
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.train.config import TrainConfig
@@ -60,14 +60,14 @@ class Distill:
     def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
         if situation.objective == "train":
             return Refusal("a student is trained after its teacher: it makes serving cheaper, not training")
-        if not _can_learn(situation):
+        if not situation.examples.can_teach:
             return Refusal("there is nothing that a student could learn from: give train= or unlabelled=")
         if situation.tried:
             return _in_full(situation)
         return _short(situation)
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
-        dimensions = families.dimensions(situation) if _can_learn(situation) else {}
+        dimensions = families.dimensions(situation) if situation.examples.can_teach else {}
         mixup = [False, True] if is_mixable(situation.examples.valid.inputs) else [False]
         return dimensions and {**dimensions, "rate": RATES, "mixup": mixup}
 
@@ -87,10 +87,6 @@ class Distill:
         return dataclasses.replace(plan, model_passes=(*plan.model_passes, done))
 
 
-def _can_learn(situation: Situation) -> bool:
-    return situation.examples.train is not None or situation.examples.unlabelled is not None
-
-
 def _student(model: nn.Module, materials: Materials, spec: dict[str, Any]) -> nn.Module:
     assert isinstance(model, Served)
     return Served(families.build(spec, model, materials), model.preprocess)
@@ -107,14 +103,13 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     specs = families.space(situation)
     if not specs:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
-    most = int(min(situation.seconds_left, 86_400.0) * SKELETON_SHARE / SKELETON_SECONDS)
+    most = int(situation.budget * SKELETON_SHARE / SKELETON_SECONDS)
     specs = _spread(specs, max(3, most))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs)
-    cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if r is not None and r >= TIERS[0][0]]
+    cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
     if not cheaper:
-        best = max((r for r in ratios if r is not None), default=0.0)
-        return Refusal(f"no student measured is {TIERS[0][0]:g}× cheaper than the baseline: the best comes to {best:.2f}×")
+        return dearest(ratios, TIERS[0][0])
     return [c for low, high in TIERS for c, _ in _spread([x for x in cheaper if low <= x[1] < high], A_TIER)]
 
 
@@ -131,7 +126,7 @@ def _in_full(situation: Situation) -> Sequence[Config]:
             best.append(max(tier, key=partial(_promise, margin=situation.margin)))
     if not best:
         return []
-    budget = min(situation.seconds_left, 86_400.0) * TRAIN_SHARE
+    budget = situation.budget * TRAIN_SHARE
     weights = [max(t.training_seconds, 1e-6) ** 0.5 for t in best]
     out = []
     for tried, weight in zip(best, weights, strict=True):
@@ -166,7 +161,7 @@ def _json(situation: Situation, spec: dict[str, Any], epochs: float) -> Config:
     return dataclasses.asdict(
         DistillConfig(
             student=spec, epochs=epochs, learning_rate=families.learning_rate(spec, situation.plan.training),
-            teachers=0 if situation.workload.teacher is not None else 1,
+            teachers=situation.teachers,
         )
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.errors import WorkloadError
-from tenfold.export import Served, as_seen_by_model
+from tenfold.export import Selected, Served, as_seen_by_model
 from tenfold.lever import Situation
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Materials
@@ -58,8 +58,8 @@ def space(situation: Situation) -> list[Spec]:
 def dimensions(situation: Situation) -> dict[str, Sequence[Any]]:
     """What the joint search may choose of a student, each with its choices in order; empty where there is no family."""
     specs = space(situation)
-    found = {s["family"]: s for s in specs}
-    out: dict[str, Sequence[Any]] = {"family": list(found)}
+    found = list(dict.fromkeys(s["family"] for s in specs))
+    out: dict[str, Sequence[Any]] = {"family": found}
     if "image" in found:
         stems = list(dict.fromkeys(s["stem"] for s in specs if s["family"] == "image"))
         out |= {"stem": stems, "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3], "growth": [1.5, 2.0]}
@@ -123,6 +123,8 @@ def _own(materials: Materials, share: float, example: tuple[Tensor, ...], output
     assert materials.workload.student is not None
     try:
         student = materials.workload.student(share)
+        if materials.workload.output is not None:
+            student = Selected(student, materials.workload.output)
         with torch.inference_mode():
             got = student.eval()(*example).shape[1:]
     except Exception as error:  # the user's own code may raise anything

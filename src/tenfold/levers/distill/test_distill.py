@@ -16,10 +16,13 @@ from tenfold.levers.distill import families
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Plan
 from tenfold.store import Store
+from tenfold.teaching import check_teacher, learning_key, teacher_of
 from tenfold.testing import LeverContract, blobs, small_workload
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import class_axis, soft_loss
+from tenfold.train.feed import Feed
 from tenfold.train.loop import predict
+from tenfold.train.teacher import Teacher
 from tenfold.workload import Workload, load
 
 STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "growth": 2.0}
@@ -53,6 +56,12 @@ class TestDistill(LeverContract):
         assert isinstance(answer, Refusal)
         assert "2× cheaper" in answer.reason
         assert "0.90×" in answer.reason
+
+    def test_says_why_no_student_can_be_built(self, lever, small_builder: Builder, plan: Plan) -> None:
+        broken = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: ["student(0.5) raised KeyError"] * len(configs))
+        answer = lever.propose(broken)
+        assert isinstance(answer, Refusal)
+        assert "student(0.5) raised KeyError" in answer.reason
 
     def test_trains_in_full_only_the_best_of_each_tier(self, lever, small_builder: Builder, plan: Plan) -> None:
         from tenfold.lever import Tried
@@ -125,7 +134,7 @@ def test_a_training_that_outlasts_the_budget_can_be_gone_on_with(tmp_path: Path)
 
 
 def test_an_ensemble_is_the_mean_of_its_trainings(small_builder: Builder) -> None:
-    teacher = small_builder.teacher(seeds=range(2), batch_size=24, mixup=False)
+    teacher = teacher_of(small_builder, seeds=range(2), batch_size=24, mixup=False)
     ((inputs, _),) = teacher.feed.parts(3, torch.device("cpu"))
     root = Plan(training=small_builder.workload.training, session=plain_session())
     members = [small_builder.load(dataclasses.replace(root, seed=s)) for s in (0, 1)]
@@ -145,9 +154,36 @@ class Oracle(nn.Module):
 
 def test_a_teacher_of_the_users_own_is_learned_from(tmp_path: Path) -> None:
     builder = builder_of(dataclasses.replace(small_workload(), teacher=Oracle), tmp_path)
-    teacher = builder.teacher(seeds=range(0), batch_size=24, mixup=True)
+    teacher = teacher_of(builder, seeds=range(0), batch_size=24, mixup=True)
     ((inputs, _),) = teacher.feed.parts(0, torch.device("cpu"))
     assert torch.allclose(teacher.answers(0, 0, inputs), Oracle()(*inputs), atol=1e-5)
+
+
+def test_a_teacher_with_other_weights_is_another_teacher() -> None:
+    """Of one function, which reads its weights from a file, say."""
+    bias = [0.0]
+
+    def teacher() -> nn.Module:
+        model = nn.Linear(2, 2)
+        nn.init.constant_(model.weight, 0.0)
+        nn.init.constant_(model.bias, bias[0])
+        return model
+
+    workload = dataclasses.replace(small_workload(), teacher=teacher)
+    examples = load(workload)
+    before = learning_key(workload, examples)
+    assert learning_key(workload, examples) == before
+    bias[0] = 1.0
+    assert learning_key(workload, examples)["teacher"][1] != before["teacher"][1]
+
+
+def test_a_budget_that_ends_while_the_teacher_answers_keeps_what_was_answered() -> None:
+    done: list[int] = []
+    feed = Feed(blobs(60), 20, views=8)
+    left = iter([1.0, 1.0, 0.0])
+    with pytest.raises(BudgetEndedError, match="the budget ended at 67% of what its teacher had to answer"):
+        Teacher(feed, lambda x: x[0], lambda e: done.append(e)).prepare(9, seconds_left=lambda: next(left))
+    assert done == [0, 1]
 
 
 class Fool(nn.Module):
@@ -158,7 +194,7 @@ class Fool(nn.Module):
 def test_a_teacher_that_is_worse_than_the_baseline_is_refused(tmp_path: Path) -> None:
     builder = builder_of(dataclasses.replace(small_workload(), teacher=Fool), tmp_path)
     with pytest.raises(WorkloadError, match=r"the teacher scores 0\.3\d* on valid, the model itself .*: leave teacher= out, or give a better one"):
-        builder.check_teacher()
+        check_teacher(builder)
 
 
 # ---------------------------------------------------------------- what is learned

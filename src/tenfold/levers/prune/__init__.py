@@ -12,7 +12,7 @@ from torch import nn
 
 from tenfold.errors import WorkloadError
 from tenfold.export import Served, as_seen_by_model
-from tenfold.lever import Config, Refusal, Situation, Stage
+from tenfold.lever import Config, Refusal, Situation, Stage, dearest
 from tenfold.levers.prune.structure import pruned
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.train.config import TrainConfig
@@ -39,7 +39,6 @@ class PruneConfig:
     epochs: float
     teachers: int = 1
     """Trainings of the baseline whose mean answer is learned; 0: the workload's own teacher."""
-    mixup: bool = False
 
 
 class Prune:
@@ -53,30 +52,23 @@ class Prune:
             return Refusal("a model is pruned after its training: it makes serving cheaper, not training")
         if situation.tried:
             return ()
-        if situation.examples.train is None and situation.examples.unlabelled is None:
+        if not situation.examples.can_teach:
             return Refusal("there is nothing that a pruned model could recover on: give train= or unlabelled=")
-        try:
-            pruned(*_untrained(situation), KEEPS[len(KEEPS) // 2])
-        except WorkloadError as error:
-            return Refusal(str(error))
+        if (reason := _hindrance(situation)) is not None:
+            return Refusal(reason)
         shortest = _shortest(situation)
         ratios = situation.skeleton_ratios([_json(situation, keep, shortest) for keep in KEEPS])
-        measured = [(keep, ratio) for keep, ratio in zip(KEEPS, ratios, strict=True) if ratio is not None]
+        measured = [(keep, ratio) for keep, ratio in zip(KEEPS, ratios, strict=True) if isinstance(ratio, float)]
         chosen = {keep for target in TARGETS for keep in [k for k, ratio in measured if ratio >= target][:1]}
         if not chosen:
-            best = max((ratio for _, ratio in measured), default=0.0)
-            return Refusal(f"no pruned structure measured {TARGETS[0]:g}× cheaper: the best comes to {best:.2f}×")
+            return dearest(ratios, TARGETS[0])
         epochs = _affordable(situation, len(chosen))
         if epochs < shortest:
             return Refusal("the budget left is too small for a recovery after pruning")
         return [_json(situation, keep, epochs) for keep in sorted(chosen, reverse=True)]
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
-        if situation.examples.train is None and situation.examples.unlabelled is None:
-            return {}
-        try:
-            pruned(*_untrained(situation), KEEPS[len(KEEPS) // 2])
-        except WorkloadError:
+        if not situation.examples.can_teach or _hindrance(situation) is not None:
             return {}
         return {"keep": [round(0.05 * i, 2) for i in range(3, 19)]}
 
@@ -98,9 +90,15 @@ def _shortest(situation: Situation) -> float:
     return max(1.0, float(round(situation.plan.training.epochs * LEAST_LENGTH)))
 
 
-def _untrained(situation: Situation) -> tuple[nn.Module, Any]:
+def _hindrance(situation: Situation) -> str | None:
+    """Why channels cannot be taken out of the model, tried on the untrained one."""
     served = situation.fresh()
-    return served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, served.preprocess)
+    example = as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, served.preprocess)
+    try:
+        pruned(served.model, example, KEEPS[len(KEEPS) // 2])
+    except WorkloadError as error:
+        return str(error)
+    return None
 
 
 def _affordable(situation: Situation, count: int) -> float:
@@ -108,7 +106,7 @@ def _affordable(situation: Situation, count: int) -> float:
     whole = situation.plan.training.epochs
     if not situation.training_seconds:
         return _shortest(situation)
-    seconds = min(situation.seconds_left, 86_400.0) * BUDGET_SHARE / count
+    seconds = situation.budget * BUDGET_SHARE / count
     return float(min(round(whole * seconds / situation.training_seconds), whole * MOST_LENGTH))
 
 
@@ -120,15 +118,11 @@ def _shape(model: nn.Module, materials: Materials, keep: float) -> nn.Module:
 
 def _recover(model: nn.Module, training: TrainConfig, materials: Materials, config: PruneConfig) -> dict[str, Any]:
     how = dataclasses.replace(training, epochs=config.epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=None)
-    return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
+    return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=False)
 
 
 def _json(situation: Situation, keep: float, epochs: float) -> Config:
-    return dataclasses.asdict(
-        PruneConfig(
-            keep=keep, epochs=epochs, teachers=0 if situation.workload.teacher is not None else 1,
-        )
-    )  # fmt: skip
+    return dataclasses.asdict(PruneConfig(keep=keep, epochs=epochs, teachers=situation.teachers))
 
 
 lever = Prune()

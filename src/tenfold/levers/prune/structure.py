@@ -43,7 +43,7 @@ def pruned(model: nn.Module, example: tuple[Tensor, ...], keep: float) -> nn.Mod
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
                 model, example, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=1.0 - keep, global_pruning=False,
-                ignored_layers=list(_last_layers(model, example)), round_to=ROUND_TO, num_heads=heads,
+                ignored_layers=[*_last_layers(model, example), *_recurrent(model)], round_to=ROUND_TO, num_heads=heads,
             )  # fmt: skip
             pruner.step()
         narrow_attention(model, keep)
@@ -57,6 +57,11 @@ def pruned(model: nn.Module, example: tuple[Tensor, ...], keep: float) -> nn.Mod
     if sum(p.numel() for p in model.parameters()) == before:
         raise WorkloadError("no group of channels, neurons or heads was found that could be taken out")
     return model
+
+
+def _recurrent(model: nn.Module) -> list[nn.Module]:
+    """Layers that are left as they are: their gates share a width that the library cannot narrow."""
+    return [m for m in model.modules() if isinstance(m, nn.RNNBase)]
 
 
 def _last_layers(model: nn.Module, example: tuple[Tensor, ...]) -> Iterator[nn.Module]:

@@ -30,7 +30,7 @@ class TestPrune(LeverContract):
         assert "no group of channels, neurons or heads was found" in answer.reason
 
     def test_takes_the_largest_share_that_reaches_each_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
-        ratios = [1.1, 1.4, 1.6, None, 2.4, 2.6, 3.0]
+        ratios = [1.1, 1.4, 1.6, "it cannot be built", 2.4, 2.6, 3.0]
         answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda _: ratios))
         assert [c["keep"] for c in answer] == [0.6, 0.3]
         dear = lever.propose(self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [1.2] * len(configs)))
@@ -38,9 +38,22 @@ class TestPrune(LeverContract):
         assert "the best comes to 1.20×" in dear.reason
 
 
+def test_recurrent_layers_are_left_as_they_are() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    with pytest.raises(WorkloadError, match="no group of channels, neurons or heads was found"):
+        pruned(Recurrent(), (torch.randn(2, 5, 8),), 0.5)
+
+
 def test_a_pruned_model_recovers_what_its_teacher_answers(small_builder: Builder) -> None:
     root = Plan(training=small_builder.workload.training, session=plain_session())
-    plan = discover()["prune"].apply(root, {"keep": 0.3, "epochs": 4.0, "teachers": 1, "mixup": False})
+    plan = discover()["prune"].apply(root, {"keep": 0.3, "epochs": 4.0, "teachers": 1})
     valid = small_builder.examples.valid
     teacher = predict(small_builder.load(root), valid).argmax(1)
     assert (predict(small_builder.load(plan), valid).argmax(1) == teacher).mean() > 0.9

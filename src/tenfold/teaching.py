@@ -1,0 +1,124 @@
+"""Who teaches the students of a workload: the baseline, an ensemble of its trainings, or the workload's own teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenfold import __version__, device
+from tenfold.data.split import Array
+from tenfold.engine import SessionConfig, open_session
+from tenfold.errors import WorkloadError
+from tenfold.train.feed import Feed
+from tenfold.train.loop import pick_device, predict
+from tenfold.train.teacher import VIEWS, Teacher, answer_epoch, mixed
+from tenfold.workload import Examples, Workload, code_identity, weights_identity
+
+if TYPE_CHECKING:
+    from tenfold.build import Builder
+    from tenfold.plan import Plan
+
+STORED_BYTES = 1 << 28
+"""Of a teacher's answers on an epoch, above which they are not kept but given anew to each student."""
+
+
+def learning_key(workload: Workload, examples: Examples) -> dict[str, Any]:
+    """Identity of what students learn from and are made of, beside the baseline and its data; empty where there is nothing more."""
+    key: dict[str, Any] = {}
+    if workload.student is not None:
+        key["student"] = code_identity(workload.student)
+    if workload.teacher is not None:
+        key["teacher"] = [code_identity(workload.teacher), weights_identity(workload.built("teacher"))]
+    if examples.unlabelled is not None:
+        key["unlabelled"] = examples.unlabelled.identity
+    return key
+
+
+def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup: bool) -> Teacher:
+    """What a teacher answers on augmented training examples, and on those without labels.
+
+    Args:
+        seeds: one a training of the baseline, each added to the builder's own, whose mean answer it is; none: the workload's own teacher.
+    """
+    workload, split = builder.workload, builder.examples.to_learn_from()
+    augment = mixed(workload.augment) if mixup else workload.augment
+    feed = Feed(split, batch_size, seed=builder.seed, augment=augment, views=VIEWS)
+    plans = [baseline_of(builder, seed) for seed in seeds]
+    key = {
+        "step": "answers", "teachers": [builder.training_key(p) for p in plans], "of": builder.workload_id,
+        **learning_key(workload, builder.examples), "on": split.identity, "mixup": mixup, "seed": builder.seed, "batch": feed.batch,
+        "environment": [device.cpu_class(), __version__], "versions": builder.graph_tools(),
+    }  # fmt: skip
+    run = _answerer(builder, plans)
+
+    def stored(epoch: int) -> Array:
+        def work(folder: Path) -> dict[str, Any]:
+            np.save(folder / "answers.npy", answer_epoch(feed, run, epoch, pick_device()))
+            return {}
+
+        answers: Array = np.load(builder.step("train", {**key, "epoch": epoch}, work).path / "answers.npy", allow_pickle=False)
+        return answers
+
+    ((first, _),) = feed.parts(0, pick_device())
+    one = run(tuple(x[:2] for x in first))
+    small = feed.epoch * feed.batch * one[0].numel() * 4 <= STORED_BYTES
+    return Teacher(feed, run, stored if small else None)
+
+
+def baseline_of(builder: Builder, seed: int = 0) -> Plan:
+    """The baseline, or another training of it, on all cores."""
+    from tenfold.plan import Plan
+
+    return Plan(training=builder.workload.training, seed=builder.seed + seed, session=SessionConfig(threads=builder.threads))
+
+
+def _answerer(builder: Builder, plans: Sequence[Plan]) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    """The mean output of trained models, on the device that trains: by their graphs on a CPU, where they run faster."""
+    if plans and pick_device().type == "cpu":
+        runners = [open_session(builder.graph(p).path / "model.onnx", p.session) for p in plans]
+
+        def by_graph(inputs: tuple[Tensor, ...]) -> Tensor:
+            arrays = [x.numpy() for x in inputs]
+            return torch.from_numpy(np.mean([r(arrays) for r in runners], axis=0, dtype=np.float32))
+
+        return by_graph
+    models: list[nn.Module] = [builder.load(p) for p in plans] or [builder.served(builder.workload.built("teacher"))]
+    for model in models:
+        model.to(pick_device()).eval()
+
+    def in_torch(inputs: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([m(*inputs).float() for m in models]).mean(0)
+
+    return in_torch
+
+
+def check_teacher(builder: Builder) -> None:
+    """See that the workload's own teacher, where it has one, is no worse than the model that it is to teach.
+
+    Raises:
+        WorkloadError: it is, or it does not take the inputs.
+    """
+    workload, valid = builder.workload, builder.examples.valid
+    if workload.teacher is None:
+        return
+    assert valid.targets is not None
+    try:
+        answers = predict(builder.served(workload.built("teacher")), valid)
+    except Exception as error:  # the user's own code may raise anything
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise WorkloadError(
+            f"the teacher does not answer as the model does ({type(error).__name__}: {reason}): let it take the same inputs and return the same"
+        ) from error
+    score = float(workload.scores(answers, valid.targets).mean())
+    own = float(workload.scores(builder.outputs(baseline_of(builder), valid, 64), valid.targets).mean())
+    if score < own:
+        shown = [s if workload.better_is_higher else -s for s in (score, own)]
+        raise WorkloadError(
+            f"the teacher scores {shown[0]:.4f} on valid, the model itself {shown[1]:.4f}: leave teacher= out, or give a better one"
+        )
