@@ -1,6 +1,6 @@
 """Chooses the size of a built-in baseline: the cheapest to serve that reaches the bar on held-out training images.
 
-    python benchmarks/baselines/run.py [--data DIR] [--out records/baselines/fashion-mnist.json]
+    python benchmarks/baselines/run.py [fashion-mnist|cifar10] [--data DIR] [--out records/baselines/WORKLOAD.json]
 
 All sizes of the family are timed together, untrained: what a net costs does not depend on its weights.
 Then they are trained from the cheapest up, until one reaches the bar (finished and half-finished trainings
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -27,16 +29,18 @@ from tenfold.measure import Samples, interleave
 from tenfold.plan import Plan
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.workload import load
-from tenfold.workloads import fashion_mnist as family
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST")
-    parser.add_argument("--out", type=Path, default=Path("records/baselines/fashion-mnist.json"))
+    parser.add_argument("workload", nargs="?", choices=["fashion-mnist", "cifar10"], default="fashion-mnist")
+    parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    family = import_module(f"tenfold.workloads.{arguments.workload.replace('-', '_')}")
+    out = arguments.out or Path("records/baselines") / f"{arguments.workload}.json"
 
-    samples = time_untrained()
+    samples = time_untrained(family)
     costs = {width: samples[str(width)].microseconds() for width in family.WIDTHS}
     rows, chosen = [], None
     for width in sorted(family.WIDTHS, key=lambda w: costs[w]["cpu_mean"]):
@@ -63,11 +67,11 @@ def main() -> None:
         if row["held_out"] >= family.BAR:
             chosen = width
     record = {
-        "workload": "fashion-mnist", "bar_on_held_out": family.BAR, "chosen": chosen,
+        "workload": arguments.workload, "bar_on_held_out": family.BAR, "chosen": chosen,
         "sizes": rows, "environment": device.environment(), "samples": as_json(samples),
     }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(arguments.out, json.dumps(record))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, json.dumps(record))
     for row in rows:
         quality = (
             f"{row['held_out']:.4f} held out, {row['test']:.4f} on test"
@@ -79,14 +83,14 @@ def main() -> None:
     print(f"chosen: {chosen}" if chosen else f"none reaches {family.BAR}")
 
 
-def time_untrained() -> dict[str, Samples]:
+def time_untrained(family: ModuleType) -> dict[str, Samples]:
     """The sizes' graphs in plain onnxruntime at batch 1 on one thread, interleaved, on random images."""
-    images = np.random.default_rng(0).integers(0, 256, (400, 1, 28, 28)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (400, *family.SHAPE)).astype(np.uint8)
     with tempfile.TemporaryDirectory() as scratch:
         runners = {}
         for width in family.WIDTHS:
             path = Path(scratch) / f"{width}.onnx"
-            export(Served(family.model(width), Normalize((family.MEAN,), (family.STD,))), [images[:64]], path)
+            export(Served(family.model(width), Normalize(np.atleast_1d(family.MEAN).tolist(), np.atleast_1d(family.STD).tolist())), [images[:64]], path)
             runners[str(width)] = open_session(path, plain_session())
         return interleave(runners, [images], batch=1, rounds=5, calls=400)
 

@@ -20,6 +20,8 @@ from tenfold.workloads.fashion_mnist import smoothed_cross_entropy
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 """Of the training pixels by channel, in [0, 1]."""
+SHAPE = (3, 32, 32)
+"""Of an image: channels, height, width."""
 WIDTHS = (32, 48, 64)
 """Sizes of the family that are to be weighed against one another by benchmarks/baselines."""
 WIDTH = 48

@@ -16,6 +16,8 @@ from tenfold.workload import Workload
 
 MEAN, STD = 0.286, 0.353
 """Of the training pixels, in [0, 1]."""
+SHAPE = (1, 28, 28)
+"""Of an image: channels, height, width."""
 WIDTHS = (24, 32, 40)
 """Sizes of the family that were weighed against one another: see benchmarks/baselines."""
 WIDTH = 32

@@ -182,7 +182,7 @@ def test_a_budget_that_ends_while_the_teacher_answers_keeps_what_was_answered() 
     feed = Feed(blobs(60), 20, views=8)
     left = iter([1.0, 1.0, 0.0])
     with pytest.raises(BudgetEndedError, match="the budget ended at 67% of what its teacher had to answer"):
-        Teacher(feed, lambda x: x[0], lambda e: done.append(e)).prepare(9, seconds_left=lambda: next(left))
+        Teacher(feed, lambda x: x[0], done.append).prepare(9, seconds_left=lambda: next(left))
     assert done == [0, 1]
 
 
