@@ -71,6 +71,10 @@ class Part:
     """Of a prediction, over the baseline's."""
 
 
+ENSEMBLE_SHARE, MOST_TEACHERS = 0.1, 4
+"""Of the whole budget, that further trainings of the baseline may take, to teach together; and how many at the most."""
+
+
 def _no_ratios(configs: Sequence[Config]) -> list[float | str]:
     return ["nothing is measured here"] * len(configs)
 
@@ -95,6 +99,8 @@ class Situation:
     """Absolute, in units of the score."""
     quick: bool
     seconds_left: float
+    whole_budget: float = 0.0
+    """Seconds of which `seconds_left` are left."""
     training_seconds: float
     """What the baseline's training took; 0 where it was given."""
     tried: tuple[Tried, ...] = ()
@@ -107,8 +113,12 @@ class Situation:
 
     @property
     def teachers(self) -> int:
-        """Trainings of the baseline to learn from; 0: the workload's own teacher, where it has one."""
-        return 0 if self.workload.teacher is not None else 1
+        """Trainings of the baseline whose mean answer is learned: as many as the budget has room for; 0: the workload's own teacher."""
+        if self.workload.teacher is not None:
+            return 0
+        if not self.training_seconds:  # it came trained
+            return 1
+        return 1 + int(min(ENSEMBLE_SHARE * self.whole_budget / self.training_seconds, MOST_TEACHERS - 1))
 
     @property
     def budget(self) -> float:

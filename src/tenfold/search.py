@@ -204,7 +204,8 @@ class Search:
             stage=stage, workload=builder.workload, examples=builder.examples, fresh=builder.fresh, plan=now.plan,
             graph=builder.graph(now.plan).path / "model.onnx",
             objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
-            quick=self.settings.quick, seconds_left=self.budget.left, training_seconds=self.training_seconds,
+            quick=self.settings.quick, seconds_left=self.budget.left, whole_budget=self.budget.seconds or 86_400.0,
+            training_seconds=self.training_seconds,
             tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
             parts=self._parts,
         )  # fmt: skip

@@ -14,7 +14,7 @@ import onnx
 
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.insights import confidence
-from tenfold.lever import Config, Refusal, Situation, Stage, apply_all
+from tenfold.lever import Config, Part, Refusal, Situation, Stage, apply_all
 from tenfold.levers.cascade import foresee
 from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Join, Materials, Plan
@@ -41,14 +41,14 @@ class Cascade:
             return Refusal(f"it holds several models, which makes nothing cheaper for the objective {situation.objective}")
         if not situation.workload.classifies:
             return Refusal("a model that gives no class scores cannot say how sure it is")
-        if situation.tried:
-            return ()
         parts = situation.parts()
         if parts and (parts[0].outputs.ndim != 2):
             return Refusal(f"outputs of shape {parts[0].outputs.shape[1:]} have no single row of class scores")
         if len(parts) < 2:
             return Refusal("there is no other model than the baseline to put before it")
         found = foresee.best(parts, situation.margin)
+        if situation.tried:
+            return _corrected(found, parts, situation)
         if not found:
             return Refusal("no pair of the models measured so far would be cheaper together than the best of them alone")
         return [_json(f) for f in found]
@@ -60,6 +60,18 @@ class Cascade:
         hand_on = [part["hand_on"] for part in chosen.parts[:-1]]
         key = {"join": "cascade", "hand_on": hand_on}
         return dataclasses.replace(root, join=Join(key=key, parts=parts, apply=partial(_cascade, hand_on=hand_on)))
+
+
+def _corrected(first: Sequence[foresee.Foreseen], parts: Sequence[Part], situation: Situation) -> Sequence[Config]:
+    """Once more, with what a decision costs as the first ones measured."""
+    known = [_json(f) for f in first]
+    if any(t.config not in known for t in situation.tried):  # that was done
+        return ()
+    costs = [(first[known.index(t.config)], 1 / t.gain.value) for t in situation.tried if t.gain is not None and t.gain.value > 0]
+    if not costs:
+        return ()
+    again = foresee.best(parts, situation.margin, overhead=foresee.overhead_of(costs))
+    return [c for c in map(_json, again) if c not in known]
 
 
 def _json(foreseen: foresee.Foreseen) -> Config:

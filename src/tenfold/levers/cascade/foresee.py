@@ -18,7 +18,7 @@ SAFETY = (0.2, 0.0, -0.2, -0.4, -0.6)
 """Quality differences aimed at, in margins: each has its cheapest cascade, so that a sequence from safe to cheap can be had."""
 MOST_PARTS = 10
 OVERHEAD = 0.005
-"""Cost of deciding, over the baseline's prediction."""
+"""Cost of a decision, over the baseline's prediction, until it is known better."""
 LEAST_GAIN = 1.02
 """Over the cheapest part that is good enough alone."""
 
@@ -34,17 +34,23 @@ class Foreseen:
     cost: float
     """Of a prediction, over the baseline's."""
 
+    @property
+    def decisions(self) -> float:
+        """How often it is decided whether to hand on, a prediction."""
+        return 1.0 + sum(self.hand_on[:-1])
 
-def best(parts: Sequence[Part], margin: float) -> list[Foreseen]:
+
+def best(parts: Sequence[Part], margin: float, *, overhead: float = OVERHEAD) -> list[Foreseen]:
     """For each quality that is aimed at, the cheapest cascade that reaches it, where it beats every single part; safest first.
 
     Args:
         parts: the baseline first.
+        overhead: cost of a decision, over the baseline's prediction.
     """
     baseline = parts[0]
     useful = _useful(parts)
     out: list[Foreseen] = []
-    foreseen = list(_all(useful, baseline))
+    foreseen = list(_all(useful, baseline, overhead))
     for aim in SAFETY:
         alone = min((p.cost for p in useful if float((p.scores - baseline.scores).mean()) >= aim * margin), default=float("inf"))
         able = [f for f in foreseen if f.quality >= aim * margin]
@@ -69,13 +75,23 @@ def _useful(parts: Sequence[Part]) -> list[Part]:
     return out
 
 
-def _all(parts: Sequence[Part], baseline: Part) -> Iterator[Foreseen]:
+def overhead_of(measured: Sequence[tuple[Foreseen, float]], overhead: float = OVERHEAD) -> float:
+    """What a decision costs by the cascades that were measured: the median of what they cost beside their parts.
+
+    Args:
+        measured: cascades, with their cost over the baseline's as it came out.
+        overhead: with which they were foreseen.
+    """
+    return max(0.0, float(np.median([overhead + (cost - f.cost) / f.decisions for f, cost in measured])))
+
+
+def _all(parts: Sequence[Part], baseline: Part, overhead: float) -> Iterator[Foreseen]:
     sureness = {id(p): confidence(p.outputs) for p in parts}
     for chain in (*combinations(parts, 2), *combinations(parts, 3)):
-        yield from _shares(chain, baseline, sureness)
+        yield from _shares(chain, baseline, sureness, overhead)
 
 
-def _shares(chain: tuple[Part, ...], baseline: Part, sureness: dict[int, Array]) -> Iterator[Foreseen]:
+def _shares(chain: tuple[Part, ...], baseline: Part, sureness: dict[int, Array], overhead: float) -> Iterator[Foreseen]:
     n = len(baseline.scores)
     first, *rest = chain
     order = np.argsort(sureness[id(first)], kind="stable")
@@ -85,7 +101,7 @@ def _shares(chain: tuple[Part, ...], baseline: Part, sureness: dict[int, Array])
             continue
         handed = order[:count]
         total = first.scores.sum() - first.scores[handed].sum()
-        cost = first.cost + OVERHEAD + count / n * rest[0].cost
+        cost = first.cost + overhead + count / n * rest[0].cost
         if len(chain) == 2:
             quality = (total + rest[0].scores[handed].sum()) / n - baseline.scores.mean()
             yield Foreseen(parts=chain, hand_on=(float(share),), quality=float(quality), cost=float(cost))
@@ -99,5 +115,5 @@ def _shares(chain: tuple[Part, ...], baseline: Part, sureness: dict[int, Array])
             if not 0 < k < count:
                 continue
             quality = (total + on[k] + kept[k]) / n - baseline.scores.mean()
-            dear = cost + OVERHEAD * count / n + k / n * rest[1].cost
+            dear = cost + overhead * count / n + k / n * rest[1].cost
             yield Foreseen(parts=chain, hand_on=(float(share), float(further)), quality=float(quality), cost=float(dear))

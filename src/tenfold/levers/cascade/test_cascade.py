@@ -12,15 +12,16 @@ from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batch
 from tenfold.execute import plain_session
 from tenfold.export import Served, export
 from tenfold.insights import confidence
-from tenfold.lever import Part, Refusal, Situation, Stage, apply_all
+from tenfold.lever import Part, Refusal, Situation, Stage, Tried, apply_all
 from tenfold.levers.cascade import _json, foresee
 from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Plan
 from tenfold.recipe import Pull, Recipe
 from tenfold.testing import LeverContract
+from tenfold.verdict import Decision, Interval, Verdict
 
 STUDENT = {
-    "student": {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "growth": 2.0},
+    "student": {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 4, "growth": 2.0},
     "epochs": 1.0, "learning_rate": 0.05, "teachers": 1, "mixup": False,
 }  # fmt: skip
 
@@ -47,6 +48,28 @@ class TestCascade(LeverContract):
 
     def test_proposes_something(self, lever, small_builder: Builder, plan: Plan) -> None:
         assert len(lever.propose(self.situation(small_builder, plan, Stage.COMPOSE))) >= 1
+
+    def test_asks_again_with_what_a_decision_costs_as_it_measured(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Where a decision is dear, two of them no longer pay."""
+        n, sureness = 1_000, np.random.default_rng(0).random(1_000)
+        base = dataclasses.replace(part("base", np.ones(n), np.ones(n), 1.0), recipe=Recipe(workload="w"))
+        parts = [base, part("small", sureness > 0.5, sureness, 0.1), part("middle", sureness > 0.1, sureness, 0.3)]
+        situation = self.situation(small_builder, plan, Stage.COMPOSE, parts=lambda: parts, margin=0.005)
+        (first,), (foreseen,) = lever.propose(situation), foresee.best(parts, 0.005)
+        assert len(first["parts"]) == 3
+
+        def measured(extra: float) -> Situation:
+            gain = 1 / (foreseen.cost + extra * foreseen.decisions)
+            verdict = Verdict(decision=Decision.REFUSE, reason="")
+            return dataclasses.replace(
+                situation, tried=(Tried(config=first, verdict=verdict, gain=Interval(value=gain, low=gain, high=gain)),)
+            )
+
+        assert list(lever.propose(measured(0.0))) == []  # it came out as foreseen
+        (again,) = lever.propose(measured(0.1))
+        assert len(again["parts"]) == 2
+        both = (*measured(0.1).tried, dataclasses.replace(measured(0.1).tried[0], config=again))
+        assert list(lever.propose(dataclasses.replace(situation, tried=both))) == []  # once
 
     @pytest.mark.parametrize("objective", ["size", "train"])
     def test_refuses_what_it_cannot_make_cheaper(self, lever, small_builder: Builder, plan: Plan, objective: str) -> None:
@@ -208,6 +231,14 @@ def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
         assert f.quality == pytest.approx((scores - baseline.scores).mean(), abs=1e-9)
         assert f.cost == pytest.approx(cost, abs=1e-9)
     assert [f.cost for f in found] == sorted((f.cost for f in found), reverse=True)  # from safe to cheap
+
+
+def test_the_cost_of_a_decision_is_the_median_of_what_cascades_cost_beside_their_parts() -> None:
+    parts = [part(str(i), np.ones(10), np.ones(10), 1.0) for i in range(3)]
+    pair = foresee.Foreseen(parts=(parts[0], parts[1]), hand_on=(0.2,), quality=0.0, cost=0.5 + 0.005)
+    triple = foresee.Foreseen(parts=tuple(parts), hand_on=(0.5, 0.1), quality=0.0, cost=0.6 + 1.5 * 0.005)
+    assert foresee.overhead_of([(pair, 0.52), (triple, 0.6 + 1.5 * 0.04), (pair, 0.9)]) == pytest.approx(0.04)
+    assert foresee.overhead_of([(pair, 0.1)]) == 0.0
 
 
 def test_nothing_is_foreseen_where_one_model_alone_is_better() -> None:

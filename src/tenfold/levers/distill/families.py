@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ Spec = dict[str, Any]
 
 SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 """Of its width, at which a workload's own family is tried."""
-IMAGE_WIDTHS, IMAGE_DEPTHS = (16, 24, 32, 48, 64), (1, 2)
+IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64), (1, 2), 2
 TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
 SGD_RATE, ADAM_RATE = 0.3, 2e-3
 """Peak learning rates of the families built here, at batches of 128: the divergence from a teacher is gentler than a loss of labels."""
@@ -39,7 +40,7 @@ def space(situation: Situation) -> list[Spec]:
         stems = [s for s, least in (("conv", 4), ("pooled", 16), ("stride2", 16), ("stride4", 28)) if least <= side]
         stems = [s for s in stems if s != "conv" or side <= 16]
         specs += [
-            {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o))}  # type: ignore[arg-type]
+            {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o, smallest=IMAGE_SMALLEST))}  # type: ignore[arg-type]
             for s, o, d, w in product(stems, ("dense", "separable"), IMAGE_DEPTHS, IMAGE_WIDTHS)
         ]
     elif len(inputs) == 1 and inputs[0].ndim == 2 and inputs[0].dtype.kind == "f":
@@ -62,7 +63,8 @@ def dimensions(situation: Situation) -> dict[str, Sequence[Any]]:
     out: dict[str, Sequence[Any]] = {"family": found}
     if "image" in found:
         stems = list(dict.fromkeys(s["stem"] for s in specs if s["family"] == "image"))
-        out |= {"stem": stems, "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3], "growth": [1.5, 2.0]}
+        out |= {"stem": stems, "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3]}
+        out |= {"growth": [1.5, 2.0, 3.0], "smallest": [2, 4]}
     if "table" in found:
         out |= {"width": [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256], "depth": [0, 1, 2, 3]}
     if "own" in found:
@@ -81,6 +83,13 @@ def at(point: Mapping[str, Any]) -> Spec:
         "shallower": ["keep"],
     }[point["family"]]
     return {"family": point["family"], **{n: point[n] for n in names}}
+
+
+def weights(spec: Spec, situation: Situation) -> int:
+    """How many a student has: of two at one cost, the one with more learns more."""
+    with torch.random.fork_rng():
+        materials = Materials(workload=situation.workload, examples=situation.examples, seed=0, folder=Path())
+        return sum(p.numel() for p in build(spec, situation.fresh(), materials).parameters())
 
 
 def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:

@@ -13,9 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-SMALLEST_MAP = 4
-"""Pixels a side below which a map is not halved again."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStudent:
@@ -29,6 +26,8 @@ class ImageStudent:
     """How the image comes in: at its own resolution; convolved, then pooled to half; or by strided patches to half or a quarter."""
     operator: Literal["dense", "separable"]
     """What a block computes with: a 3×3 convolution, or one by channel and a 1×1 across them (Howard et al. 2017, arXiv:1704.04861)."""
+    smallest: int
+    """Pixels a side: maps are halved, stage by stage, while they stay at least that large."""
     growth: float = 2.0
     """Channels of a stage over those of the last."""
 
@@ -86,7 +85,7 @@ def image_student(spec: ImageStudent, channels: int, side: int, outputs: Sequenc
     """
     layers = _stem(spec, channels)
     side //= {"conv": 1, "pooled": 2, "stride2": 2, "stride4": 4}[spec.stem]
-    width, stages = spec.width, max(1, 1 + math.floor(math.log2(max(side / SMALLEST_MAP, 1))))
+    width, stages = spec.width, 1 + math.floor(math.log2(max(side / spec.smallest, 1)))
     for stage in range(stages):
         if stage:
             wider = _multiple_of_8(width * spec.growth)

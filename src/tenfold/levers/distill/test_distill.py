@@ -25,7 +25,7 @@ from tenfold.train.loop import predict
 from tenfold.train.teacher import Teacher
 from tenfold.workload import Workload, load
 
-STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "growth": 2.0}
+STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 4, "growth": 2.0}
 
 
 def config(**changes: object) -> dict:
@@ -63,6 +63,15 @@ class TestDistill(LeverContract):
         assert isinstance(answer, Refusal)
         assert "student(0.5) raised KeyError" in answer.reason
 
+    def test_tries_those_with_most_weights_for_their_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Where all cost the same: the largest."""
+        situation = self.situation(
+            small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [3.0] * len(configs), seconds_left=36_000.0
+        )
+        tried = [c["student"] for c in lever.propose(situation)]
+        weights = {str(s): families.weights(s, situation) for s in families.space(situation)}
+        assert {str(s) for s in tried} == set(sorted(weights, key=lambda s: -weights[s])[:2])
+
     def test_trains_in_full_only_the_best_of_each_tier(self, lever, small_builder: Builder, plan: Plan) -> None:
         from tenfold.lever import Tried
         from tenfold.verdict import Decision, Interval, Verdict
@@ -74,7 +83,7 @@ class TestDistill(LeverContract):
             tried.append(Tried(config=one, verdict=Verdict(decision=Decision.REFUSE, reason="", quality=quality), gain=gain, training_seconds=1.0))
         full = lever.propose(self.situation(small_builder, plan, Stage.MODEL, tried=tuple(tried)))
         assert len(full) == 1  # all cost ratios lie in the first tier
-        assert full[0]["student"] in [t.config["student"] for t in tried[::3]]
+        assert full[0]["student"] == tried[0].config["student"]
         assert full[0]["epochs"] > short[0]["epochs"]
 
 
@@ -230,10 +239,18 @@ def test_the_axis_of_the_classes(shape, changes, axis) -> None:
 
 @pytest.mark.parametrize("stem", ["conv", "pooled", "stride2", "stride4"])
 @pytest.mark.parametrize("operator", ["dense", "separable"])
-@pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (65, 3)])
-def test_image_students_take_any_size(stem, operator, side, channels) -> None:
-    net = image_student(ImageStudent(width=8, depth=1, stem=stem, operator=operator), channels, side, (10,))
+@pytest.mark.parametrize(("side", "channels", "smallest"), [(28, 1, 2), (32, 3, 4), (65, 3, 2)])
+def test_image_students_take_any_size(stem, operator, side, channels, smallest) -> None:
+    net = image_student(ImageStudent(width=8, depth=1, stem=stem, operator=operator, smallest=smallest), channels, side, (10,))
     assert net.eval()(torch.zeros(2, channels, side, side + 3)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("side", "smallest", "last"), [(28, 4, 32), (28, 2, 64), (32, 4, 64), (32, 2, 128), (2, 4, 16)])
+def test_maps_are_halved_while_they_stay_large_enough(side, smallest, last) -> None:
+    """Each stage has twice the channels of the one before: the last tells how many there are."""
+    net = image_student(ImageStudent(width=16, depth=1, stem="pooled", operator="dense", smallest=smallest), 1, side, (10,))
+    assert net[-1].in_features == last
+    assert net.eval()(torch.zeros(1, 1, side, side)).shape == (1, 10)
 
 
 def test_a_student_gives_outputs_of_any_shape() -> None:
