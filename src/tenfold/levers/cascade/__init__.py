@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.insights import confidence
-from tenfold.lever import Config, Part, Refusal, Situation, Stage, apply_all
+from tenfold.lever import Config, Refusal, Situation, Stage, apply_all
 from tenfold.levers.cascade import foresee
 from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Join, Materials, Plan
@@ -28,6 +29,8 @@ class CascadeConfig:
     parts: list[dict[str, Any]]
     """From the cheapest to the best: `pulls`, those of the part's recipe (none is the baseline); and, for all but the last,
     `hand_on`, the share of all examples that go beyond it: thresholds are set for that on the finished graph."""
+    blend: float = 0.0
+    """Share of what was answered so far in the answer of a later part: two models that differ err less together."""
 
 
 class Cascade:
@@ -46,9 +49,10 @@ class Cascade:
             return Refusal(f"outputs of shape {parts[0].outputs.shape[1:]} have no single row of class scores")
         if len(parts) < 2:
             return Refusal("there is no other model than the baseline to put before it")
-        found = foresee.best(parts, situation.margin)
+        foreseen = partial(foresee.best, parts, situation.margin, score=partial(_scores, situation))
+        found = foreseen()
         if situation.tried:
-            return _corrected(found, parts, situation)
+            return _corrected(found, foreseen, situation)
         if not found:
             return Refusal("no pair of the models measured so far would be cheaper together than the best of them alone")
         return [_json(f) for f in found]
@@ -58,11 +62,19 @@ class Cascade:
         root = dataclasses.replace(plan, model_passes=(), graph_passes=())
         parts = tuple(apply_all(root, [Pull(**p) for p in part["pulls"]]) for part in chosen.parts)
         hand_on = [part["hand_on"] for part in chosen.parts[:-1]]
-        key = {"join": "cascade", "hand_on": hand_on}
-        return dataclasses.replace(root, join=Join(key=key, parts=parts, apply=partial(_cascade, hand_on=hand_on)))
+        key = {"join": "cascade", "hand_on": hand_on, "blend": chosen.blend}
+        return dataclasses.replace(root, join=Join(key=key, parts=parts, apply=partial(_cascade, hand_on=hand_on, blend=chosen.blend)))
 
 
-def _corrected(first: Sequence[foresee.Foreseen], parts: Sequence[Part], situation: Situation) -> Sequence[Config]:
+def _scores(situation: Situation, outputs: Array) -> Array:
+    targets = situation.examples.valid.targets
+    assert targets is not None
+    return situation.workload.scores(outputs, targets)
+
+
+def _corrected(
+    first: Sequence[foresee.Foreseen], foreseen: Callable[..., Sequence[foresee.Foreseen]], situation: Situation
+) -> Sequence[Config]:
     """Once more, with what a decision costs as the first ones measured."""
     known = [_json(f) for f in first]
     if any(t.config not in known for t in situation.tried):  # that was done
@@ -70,18 +82,17 @@ def _corrected(first: Sequence[foresee.Foreseen], parts: Sequence[Part], situati
     costs = [(first[known.index(t.config)], 1 / t.gain.value) for t in situation.tried if t.gain is not None and t.gain.value > 0]
     if not costs:
         return ()
-    again = foresee.best(parts, situation.margin, overhead=foresee.overhead_of(costs))
-    return [c for c in map(_json, again) if c not in known]
+    return [c for c in map(_json, foreseen(overhead=foresee.overhead_of(costs))) if c not in known]
 
 
 def _json(foreseen: foresee.Foreseen) -> Config:
     parts: list[dict[str, Any]] = [{"pulls": [dataclasses.asdict(p) for p in part.recipe.pulls]} for part in foreseen.parts]
     for part, share in zip(parts, foreseen.hand_on, strict=False):
         part["hand_on"] = share
-    return dataclasses.asdict(CascadeConfig(parts=parts))
+    return dataclasses.asdict(CascadeConfig(parts=parts, blend=foreseen.blend))
 
 
-def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_on: Sequence[float]) -> dict[str, Any]:
+def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_on: Sequence[float], blend: float) -> dict[str, Any]:
     """Splice the parts' graphs, and set each threshold on the finished graph, by how sure it is on valid.
 
     With the thresholds that are still to be set at 0, the graph answers by the part whose threshold is sought; those before it
@@ -91,7 +102,7 @@ def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_o
     n, thresholds = len(inputs[0]), [0.0] * len(hand_on)
     rows = np.arange(n)
     for i, share in enumerate(hand_on):
-        onnx.save(splice(parts, thresholds), target)
+        onnx.save(splice(parts, thresholds, blend), target)
         sureness = confidence(run_in_batches(open_session(target, SessionConfig()), [x[rows] for x in inputs], 1))
         count = round(share * n)
         if not 0 < count < len(rows):
@@ -101,7 +112,7 @@ def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_o
         if not ordered[0] < thresholds[i]:
             raise GraphError("the score of a cascade's part is the same for the examples that it is least sure of: it cannot tell what to hand on")
         rows = rows[sureness < thresholds[i]]
-    onnx.save(splice(parts, thresholds), target)
+    onnx.save(splice(parts, thresholds, blend), target)
     return {"thresholds": thresholds, "handed_on": len(rows) / n}
 
 

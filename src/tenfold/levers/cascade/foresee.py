@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,6 +14,8 @@ from tenfold.lever import Part
 
 SHARES = tuple(np.round(np.concatenate([np.arange(0.01, 0.1, 0.01), np.arange(0.1, 0.3, 0.02), np.arange(0.3, 0.62, 0.05)]), 3))
 """Of the examples, that a part may hand on."""
+BLENDS = (0.0, 0.25, 0.5)
+"""Shares of what was answered so far, that a later part's answer may have."""
 SAFETY = (0.2, 0.0, -0.2, -0.4, -0.6)
 """Quality differences aimed at, in margins: each has its cheapest cascade, so that a sequence from safe to cheap can be had."""
 MOST_PARTS = 10
@@ -29,6 +31,7 @@ class Foreseen:
 
     parts: tuple[Part, ...]
     hand_on: tuple[float, ...]
+    blend: float = 0.0
     quality: float
     """Mean difference of scores against the baseline."""
     cost: float
@@ -40,17 +43,20 @@ class Foreseen:
         return 1.0 + sum(self.hand_on[:-1])
 
 
-def best(parts: Sequence[Part], margin: float, *, overhead: float = OVERHEAD) -> list[Foreseen]:
+def best(
+    parts: Sequence[Part], margin: float, *, score: Callable[[Array], Array] | None = None, overhead: float = OVERHEAD
+) -> list[Foreseen]:
     """For each quality that is aimed at, the cheapest cascade that reaches it, where it beats every single part; safest first.
 
     Args:
         parts: the baseline first.
+        score: outputs (n, classes) on valid to scores (n,); None: answers are not blended.
         overhead: cost of a decision, over the baseline's prediction.
     """
     baseline = parts[0]
     useful = _useful(parts)
     out: list[Foreseen] = []
-    foreseen = list(_all(useful, baseline, overhead))
+    foreseen = list(_all(useful, baseline, score, overhead))
     for aim in SAFETY:
         alone = min((p.cost for p in useful if float((p.scores - baseline.scores).mean()) >= aim * margin), default=float("inf"))
         able = [f for f in foreseen if f.quality >= aim * margin]
@@ -85,35 +91,55 @@ def overhead_of(measured: Sequence[tuple[Foreseen, float]], overhead: float = OV
     return max(0.0, float(np.median([overhead + (cost - f.cost) / f.decisions for f, cost in measured])))
 
 
-def _all(parts: Sequence[Part], baseline: Part, overhead: float) -> Iterator[Foreseen]:
-    sureness = {id(p): confidence(p.outputs) for p in parts}
+def _all(
+    parts: Sequence[Part], baseline: Part, score: Callable[[Array], Array] | None, overhead: float
+) -> Iterator[Foreseen]:
     for chain in (*combinations(parts, 2), *combinations(parts, 3)):
-        yield from _shares(chain, baseline, sureness, overhead)
+        for blend in BLENDS if score is not None else BLENDS[:1]:
+            yield from _shares(chain, blend, baseline, score, overhead)
 
 
-def _shares(chain: tuple[Part, ...], baseline: Part, sureness: dict[int, Array], overhead: float) -> Iterator[Foreseen]:
+def _steps(chain: tuple[Part, ...], blend: float, score: Callable[[Array], Array] | None) -> list[tuple[Array, Array]]:
+    """How sure each part of a cascade is, and its scores, on all of valid, were everything handed on to it: (n,) each."""
+    steps, so_far = [], chain[0].outputs
+    for number, part in enumerate(chain):
+        if blend and score is not None and number:
+            so_far = (1 - blend) * part.outputs + blend * so_far
+            steps.append((confidence(so_far), score(so_far)))
+        else:
+            steps.append((confidence(part.outputs), part.scores))
+    return steps
+
+
+def _shares(
+    chain: tuple[Part, ...], blend: float, baseline: Part, score: Callable[[Array], Array] | None, overhead: float
+) -> Iterator[Foreseen]:
+    """A cascade of these parts for all shares that may be handed on."""
     n = len(baseline.scores)
-    first, *rest = chain
-    order = np.argsort(sureness[id(first)], kind="stable")
+    (sureness, scores), *later = _steps(chain, blend, score)
+    order = np.argsort(sureness, kind="stable")
     for share in SHARES:
         count = round(share * n)
         if not 0 < count < n:
             continue
         handed = order[:count]
-        total = first.scores.sum() - first.scores[handed].sum()
-        cost = first.cost + overhead + count / n * rest[0].cost
+        total = scores.sum() - scores[handed].sum()
+        cost = chain[0].cost + overhead + count / n * chain[1].cost
+        second = later[0][1]
         if len(chain) == 2:
-            quality = (total + rest[0].scores[handed].sum()) / n - baseline.scores.mean()
-            yield Foreseen(parts=chain, hand_on=(float(share),), quality=float(quality), cost=float(cost))
+            quality = (total + second[handed].sum()) / n - baseline.scores.mean()
+            yield Foreseen(parts=chain, hand_on=(float(share),), blend=blend, quality=float(quality), cost=float(cost))
             continue
-        again = handed[np.argsort(sureness[id(rest[0])][handed], kind="stable")]
+        again = handed[np.argsort(later[0][0][handed], kind="stable")]
         # the sum of scores if the first k of `again` went on: by cumulative sums
-        on = np.concatenate([[0.0], np.cumsum(rest[1].scores[again])])
-        kept = rest[0].scores[again].sum() - np.concatenate([[0.0], np.cumsum(rest[0].scores[again])])
+        on = np.concatenate([[0.0], np.cumsum(later[1][1][again])])
+        kept = second[again].sum() - np.concatenate([[0.0], np.cumsum(second[again])])
         for further in SHARES:
             k = round(further * n)
             if not 0 < k < count:
                 continue
             quality = (total + on[k] + kept[k]) / n - baseline.scores.mean()
-            dear = cost + overhead * count / n + k / n * rest[1].cost
-            yield Foreseen(parts=chain, hand_on=(float(share), float(further)), quality=float(quality), cost=float(dear))
+            dear = cost + overhead * count / n + k / n * chain[2].cost
+            yield Foreseen(
+                parts=chain, hand_on=(float(share), float(further)), blend=blend, quality=float(quality), cost=float(dear)
+            )

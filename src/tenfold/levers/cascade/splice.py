@@ -1,7 +1,7 @@
 """Finished ONNX graphs made into one, in which a later graph computes only the rows that an earlier one is unsure of.
 
     outputs = first(inputs);  score = the largest probability of a row
-    if any score < threshold:   outputs[rows] = next(inputs[rows])
+    if any score < threshold:   outputs[rows] = (1 - blend) next(inputs[rows]) + blend outputs[rows]
 
 The later graph stands in the branch of an `If`, so that it costs nothing where no row is handed on.
 """
@@ -20,12 +20,13 @@ from tenfold.engine import GraphError
 OUTPUT = "output"
 
 
-def splice(parts: Sequence[ModelProto], thresholds: Sequence[float]) -> ModelProto:
+def splice(parts: Sequence[ModelProto], thresholds: Sequence[float], blend: float = 0.0) -> ModelProto:
     """One graph of two or more, with the inputs and the output of the first.
 
     Args:
         parts: from the cheapest to the best; each maps the same inputs (batch, …) to (batch, classes) logits.
         thresholds: one fewer; rows whose largest probability is below are handed on.
+        blend: share of what was answered so far in the answer of a later part.
 
     Raises:
         GraphError: the graphs differ in inputs or outputs, or an operator of one means another thing in the other.
@@ -36,7 +37,7 @@ def splice(parts: Sequence[ModelProto], thresholds: Sequence[float]) -> ModelPro
     for part in parts[1:]:
         if [_type(i) for i in part.graph.input] != [_type(i) for i in inputs]:
             raise GraphError("the graphs of a cascade take different inputs: make each from the same workload")
-    nodes, _ = _stage(parts, thresholds, 0, [i.name for i in inputs])
+    nodes, _ = _stage(parts, thresholds, blend, 0, [i.name for i in inputs], None)
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, _dims(parts[0].graph.output[0]))
     graph = helper.make_graph(nodes, "cascade", inputs, [output], initializer=list(parts[0].graph.initializer))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=max(p.ir_version for p in parts))
@@ -44,15 +45,29 @@ def splice(parts: Sequence[ModelProto], thresholds: Sequence[float]) -> ModelPro
     return model
 
 
-def _stage(parts: Sequence[ModelProto], thresholds: Sequence[float], index: int, inputs: Sequence[str]) -> tuple[list[NodeProto], str]:
-    """Nodes of a part and all that come after it, and the name of their common output; `inputs` are names in scope."""
+def _stage(
+    parts: Sequence[ModelProto], thresholds: Sequence[float], blend: float, index: int, inputs: Sequence[str], before: str | None
+) -> tuple[list[NodeProto], str]:
+    """Nodes of a part and all that come after it, and the name of their common output.
+
+    Args:
+        inputs, before: names in scope: what the part takes, and what was answered so far on it.
+    """
     part, prefix = parts[index].graph, f"part{index}/"
     names = {i.name: given for i, given in zip(part.input, inputs, strict=True)}
     nodes = [_renamed(n, names) for n in part.node]
     output = part.output[0].name
+    if before is not None and blend:
+        part.initializer.extend([_number(1 - blend, f"{prefix}own_share"), _number(blend, f"{prefix}share_before")])
+        nodes += [
+            helper.make_node("Mul", [output, f"{prefix}own_share"], [f"{prefix}own"]),
+            helper.make_node("Mul", [before, f"{prefix}share_before"], [f"{prefix}from_before"]),
+            helper.make_node("Add", [f"{prefix}own", f"{prefix}from_before"], [f"{prefix}blended"]),
+        ]
+        output = f"{prefix}blended"
     if index == len(parts) - 1:
         return nodes, output
-    part.initializer.extend([*_constants(prefix), numpy_helper.from_array(np.array(thresholds[index], dtype=np.float32), f"{prefix}threshold")])
+    part.initializer.extend([numpy_helper.from_array(np.array([1]), f"{prefix}class_axis"), _number(thresholds[index], f"{prefix}threshold")])
     rows, merged = f"{prefix}rows", f"{prefix}merged" if index else OUTPUT
     nodes += _score(output, f"{prefix}score", prefix)
     nodes += [
@@ -66,7 +81,9 @@ def _stage(parts: Sequence[ModelProto], thresholds: Sequence[float], index: int,
         helper.make_node("Transpose", [f"{prefix}unsure_rows"], [rows], perm=[1, 0]),  # (handed on, 1)
         *(helper.make_node("GatherND", [given, rows], [name]) for given, name in zip(inputs, handed, strict=True)),
     ]
-    more, answer = _stage(parts, thresholds, index + 1, handed)
+    if blend:
+        inner.append(helper.make_node("GatherND", [output, rows], [f"{prefix}so_far"]))
+    more, answer = _stage(parts, thresholds, blend, index + 1, handed, f"{prefix}so_far" if blend else None)
     inner += [*more, helper.make_node("ScatterND", [output, rows, answer], [f"{prefix}scattered"])]
     branches = {
         "then_branch": _branch(inner, f"{prefix}scattered", part, parts[index + 1].graph),
@@ -89,8 +106,8 @@ def _score(output: str, score: str, prefix: str) -> list[NodeProto]:
     ]
 
 
-def _constants(prefix: str) -> list[TensorProto]:
-    return [numpy_helper.from_array(np.array([1], dtype=np.int64), f"{prefix}class_axis")]
+def _number(value: float, name: str) -> TensorProto:
+    return numpy_helper.from_array(np.array(value, dtype=np.float32), name)
 
 
 def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:

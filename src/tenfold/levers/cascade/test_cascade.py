@@ -17,7 +17,7 @@ from tenfold.levers.cascade import _json, foresee
 from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Plan
 from tenfold.recipe import Pull, Recipe
-from tenfold.testing import LeverContract
+from tenfold.testing import LeverContract, blobs
 from tenfold.verdict import Decision, Interval, Verdict
 
 STUDENT = {
@@ -54,7 +54,8 @@ class TestCascade(LeverContract):
         n, sureness = 1_000, np.random.default_rng(0).random(1_000)
         base = dataclasses.replace(part("base", np.ones(n), np.ones(n), 1.0), recipe=Recipe(workload="w"))
         parts = [base, part("small", sureness > 0.5, sureness, 0.1), part("middle", sureness > 0.1, sureness, 0.3)]
-        situation = self.situation(small_builder, plan, Stage.COMPOSE, parts=lambda: parts, margin=0.005)
+        examples = dataclasses.replace(small_builder.examples, valid=blobs(n))
+        situation = self.situation(small_builder, plan, Stage.COMPOSE, parts=lambda: parts, margin=0.005, examples=examples)
         (first,), (foreseen,) = lever.propose(situation), foresee.best(parts, 0.005)
         assert len(first["parts"]) == 3
 
@@ -112,21 +113,22 @@ def sure(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).softmax(1).max(1).values.numpy()
 
 
+@pytest.mark.parametrize("blend", [0.0, 0.25])
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
 @pytest.mark.parametrize("which", ["none", "some", "all", "all to the second", "some to the third"])
-def test_a_spliced_graph_answers_by_the_part_whose_turn_it_is(graphs, tmp_path, batch, which) -> None:
+def test_a_spliced_graph_answers_by_the_part_whose_turn_it_is(graphs, tmp_path, batch, which, blend) -> None:
     paths, inputs = graphs
-    alone = [run_in_batches(open_session(p, SessionConfig()), [inputs], 64) for p in paths]
-    middle = [float(np.quantile(sure(a), 0.5)) for a in alone]
+    first, second, third = (run_in_batches(open_session(p, SessionConfig()), [inputs], 64) for p in paths)
+    second = (1 - blend) * second + blend * first
+    third = (1 - blend) * third + blend * second
+    middle = [float(np.quantile(sure(a), 0.5)) for a in (first, second)]
     thresholds = {
         "none": (0.0, 0.0), "some": (middle[0], middle[1]), "all": (1.1, 1.1), "all to the second": (1.1, 0.0), "some to the third": (1.1, middle[1])
     }[which]  # fmt: skip
-    wanted = alone[0].copy()
-    handed = sure(alone[0]) < thresholds[0]
-    wanted[handed] = alone[1][handed]
-    further = handed & (sure(alone[1]) < thresholds[1])
-    wanted[further] = alone[2][further]
-    onnx.save(splice([load(p) for p in paths], thresholds), tmp_path / "cascade.onnx")
+    handed = sure(first) < thresholds[0]
+    further = handed & (sure(second) < thresholds[1])
+    wanted = np.where(further[:, None], third, np.where(handed[:, None], second, first))
+    onnx.save(splice([load(p) for p in paths], thresholds, blend), tmp_path / "cascade.onnx")
     got = run_in_batches(open_session(tmp_path / "cascade.onnx", SessionConfig()), [inputs], batch)
     assert np.abs(got - wanted).max() < 1e-5
     assert (handed.any(), further.any()) == {"none": (False, False), "all to the second": (True, False)}.get(which, (True, True))
@@ -198,7 +200,7 @@ def test_a_constant_score_is_refused(graphs, small_builder: Builder, tmp_path) -
     for path in paths:
         export(Served(Constant(), None), list(images), path)
     with pytest.raises(GraphError, match="the same for the examples"):
-        _cascade(paths, tmp_path / "out.onnx", small_builder._materials(tmp_path, ""), hand_on=[0.5])
+        _cascade(paths, tmp_path / "out.onnx", small_builder._materials(tmp_path, ""), hand_on=[0.5], blend=0.0)
 
 
 # ---------------------------------------------------------------- foreseeing
@@ -233,6 +235,34 @@ def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
     assert [f.cost for f in found] == sorted((f.cost for f in found), reverse=True)  # from safe to cheap
 
 
+def test_answers_are_blended_where_two_models_err_less_together() -> None:
+    """What is foreseen of a blend is what the blended answers score."""
+    rng = np.random.default_rng(3)
+    n, targets = 1_000, rng.integers(0, 3, 1_000)
+
+    def score(outputs: np.ndarray) -> np.ndarray:
+        return (outputs.argmax(1) == targets).astype(float)
+
+    def noisy(name: str, noise: float, cost: float) -> Part:
+        outputs = 4 * np.eye(3)[targets] + noise * rng.normal(size=(n, 3))
+        return Part(recipe=Recipe(workload="w").then("distill", {"name": name}), outputs=outputs, scores=score(outputs), cost=cost)
+
+    baseline = dataclasses.replace(noisy("base", 2.0, 1.0), recipe=Recipe(workload="w"))
+    small, middle = noisy("small", 3.0, 0.1), noisy("middle", 2.5, 0.3)
+    parts = [baseline, small, middle]
+    found = foresee.best(parts, 0.05, score=score)
+    assert {f.blend for f in found} - {0.0}
+    assert min(f.cost for f in found) < min(f.cost for f in foresee.best(parts, 0.05))
+    for f in found:
+        so_far = f.parts[0].outputs
+        answers, rows = so_far.copy(), np.arange(n)
+        for after, share in zip(f.parts[1:], f.hand_on, strict=True):
+            rows = rows[np.argsort(confidence(so_far)[rows], kind="stable")[: round(share * n)]]
+            so_far = (1 - f.blend) * after.outputs + f.blend * so_far
+            answers[rows] = so_far[rows]
+        assert f.quality == pytest.approx((score(answers) - baseline.scores).mean(), abs=1e-9)
+
+
 def test_the_cost_of_a_decision_is_the_median_of_what_cascades_cost_beside_their_parts() -> None:
     parts = [part(str(i), np.ones(10), np.ones(10), 1.0) for i in range(3)]
     pair = foresee.Foreseen(parts=(parts[0], parts[1]), hand_on=(0.2,), quality=0.0, cost=0.5 + 0.005)
@@ -255,8 +285,9 @@ def test_a_foreseen_cascade_becomes_a_config() -> None:
     parts = [part(str(i), rng.random(100) < 0.9, rng.random(100), 1.0 / (1 + i)) for i in range(2)]
     config = _json(foresee.Foreseen(parts=(parts[1], parts[0]), hand_on=(0.2,), quality=0.0, cost=0.7))
     assert config == {
+        "blend": 0.0,
         "parts": [
             {"pulls": [{"lever": "distill", "config": {"name": "1"}}], "hand_on": 0.2},
             {"pulls": [{"lever": "distill", "config": {"name": "0"}}]},
-        ]
+        ],
     }

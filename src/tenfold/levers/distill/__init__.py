@@ -22,7 +22,7 @@ TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, float("inf")))
 """Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
 may answer the easy inputs of a cascade."""
 A_TIER = 2
-"""Students of a tier that are tried in a short training: those with most weights for their cost."""
+"""Students of a tier that are tried in a short training: those with most capacity for their cost."""
 TRAIN_SHARE = 0.5
 """Of the budget that is left after the short trainings: for those in full."""
 SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 5.0
@@ -112,7 +112,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
         return dearest(ratios, TIERS[0][0])
     out: list[Config] = []
     for low, high in TIERS:
-        for_its_cost = [(families.weights(c["student"], situation) * r, c) for c, r in cheaper if low <= r < high]
+        for_its_cost = [(families.capacity(c["student"], situation) * r, c) for c, r in cheaper if low <= r < high]
         out += [c for _, c in sorted(for_its_cost, key=lambda w: -w[0])[:A_TIER]]
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import WorkloadError
 from tenfold.export import Selected, Served, as_seen_by_model
@@ -25,6 +27,9 @@ SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 """Of its width, at which a workload's own family is tried."""
 IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64), (1, 2), 2
 TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
+LIKELY = {"conv": (4, 16), "pooled": (16, 10_000), "stride2": (48, 10_000), "stride4": (96, 10_000)}
+POSSIBLE = {"conv": (4, 16), "pooled": (16, 10_000), "stride2": (16, 10_000), "stride4": (28, 10_000)}
+"""Sides of images, from and to, at which a stem is tried, and at which the joint search may choose it: strides lose the detail of small ones."""
 SGD_RATE, ADAM_RATE = 0.3, 2e-3
 """Peak learning rates of the families built here, at batches of 128: the divergence from a teacher is gentler than a loss of labels."""
 
@@ -37,11 +42,9 @@ def space(situation: Situation) -> list[Spec]:
         specs += [{"family": "own", "share": share} for share in SHARES]
     if len(inputs) == 1 and inputs[0].ndim == 4:
         side = min(inputs[0].shape[2:])
-        stems = [s for s, least in (("conv", 4), ("pooled", 16), ("stride2", 16), ("stride4", 28)) if least <= side]
-        stems = [s for s in stems if s != "conv" or side <= 16]
         specs += [
             {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o, smallest=IMAGE_SMALLEST))}  # type: ignore[arg-type]
-            for s, o, d, w in product(stems, ("dense", "separable"), IMAGE_DEPTHS, IMAGE_WIDTHS)
+            for s, o, d, w in product(_stems(side, LIKELY), ("dense", "separable"), IMAGE_DEPTHS, IMAGE_WIDTHS)
         ]
     elif len(inputs) == 1 and inputs[0].ndim == 2 and inputs[0].dtype.kind == "f":
         specs += [
@@ -56,14 +59,18 @@ def space(situation: Situation) -> list[Spec]:
     return specs
 
 
+def _stems(side: int, sides: Mapping[str, tuple[int, int]]) -> list[str]:
+    return [stem for stem, (least, most) in sides.items() if least <= side <= most]
+
+
 def dimensions(situation: Situation) -> dict[str, Sequence[Any]]:
     """What the joint search may choose of a student, each with its choices in order; empty where there is no family."""
     specs = space(situation)
     found = list(dict.fromkeys(s["family"] for s in specs))
     out: dict[str, Sequence[Any]] = {"family": found}
     if "image" in found:
-        stems = list(dict.fromkeys(s["stem"] for s in specs if s["family"] == "image"))
-        out |= {"stem": stems, "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3]}
+        side = min(situation.examples.valid.inputs[0].shape[2:])
+        out |= {"stem": _stems(side, POSSIBLE), "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3]}
         out |= {"growth": [1.5, 2.0, 3.0], "smallest": [2, 4]}
     if "table" in found:
         out |= {"width": [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256], "depth": [0, 1, 2, 3]}
@@ -85,11 +92,20 @@ def at(point: Mapping[str, Any]) -> Spec:
     return {"family": point["family"], **{n: point[n] for n in names}}
 
 
-def weights(spec: Spec, situation: Situation) -> int:
-    """How many a student has: of two at one cost, the one with more learns more."""
+def capacity(spec: Spec, situation: Situation) -> float:
+    """Geometric mean of a student's weights and products: of two at one cost, the one with more learns more.
+
+    Weights alone would favour nets that see little detail, products alone those that know little.
+    """
     with torch.random.fork_rng():
+        served = situation.fresh()
         materials = Materials(workload=situation.workload, examples=situation.examples, seed=0, folder=Path())
-        return sum(p.numel() for p in build(spec, situation.fresh(), materials).parameters())
+        student = build(spec, served, materials).eval()
+    example = as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess)
+    weights = sum(p.numel() for p in student.parameters())
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        student(*example)
+    return math.sqrt(weights * max(weights, counter.get_total_flops() / 2))  # a recurrent layer's products are not counted
 
 
 def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:

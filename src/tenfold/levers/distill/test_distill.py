@@ -63,14 +63,20 @@ class TestDistill(LeverContract):
         assert isinstance(answer, Refusal)
         assert "student(0.5) raised KeyError" in answer.reason
 
-    def test_tries_those_with_most_weights_for_their_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
+    def test_tries_those_with_most_capacity_for_their_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Where all cost the same: the largest."""
         situation = self.situation(
             small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [3.0] * len(configs), seconds_left=36_000.0
         )
         tried = [c["student"] for c in lever.propose(situation)]
-        weights = {str(s): families.weights(s, situation) for s in families.space(situation)}
-        assert {str(s) for s in tried} == set(sorted(weights, key=lambda s: -weights[s])[:2])
+        capacity = {str(s): families.capacity(s, situation) for s in families.space(situation)}
+        assert {str(s) for s in tried} == set(sorted(capacity, key=lambda s: -capacity[s])[:2])
+
+    def test_capacity_is_the_geometric_mean_of_weights_and_products(self, small_builder: Builder, plan: Plan) -> None:
+        spec = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 8, "growth": 2.0}
+        weights = 9 * 8 + 2 * 8 + 8 * 3 + 3  # a convolution, its normalisation, the last layer
+        products = 64 * 9 * 8 + 8 * 3
+        assert families.capacity(spec, self.situation(small_builder, plan, Stage.MODEL)) == pytest.approx((weights * products) ** 0.5)
 
     def test_trains_in_full_only_the_best_of_each_tier(self, lever, small_builder: Builder, plan: Plan) -> None:
         from tenfold.lever import Tried

@@ -1,0 +1,126 @@
+"""What a longer search buys: the certified gain of a built-in workload by the minutes that are given.
+
+    python benchmarks/budgets/run.py WORKLOAD 10 30 60 90 [--work runs/budgets] [--data DIR]
+
+Each run begins with a cache that holds the trained baseline and nothing else, so that no run lives on another's trainings. Runs go
+one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets/WORKLOAD.json and the
+picture docs/budgets-WORKLOAD.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tenfold import device
+from tenfold.build import Builder
+from tenfold.execute import plain_session
+from tenfold.plan import Plan
+from tenfold.report.scale import Log
+from tenfold.store import Store, cache_dir, write_atomic
+from tenfold.workload import find, load
+
+WIDTH, HEIGHT, LEFT, TOP = 640, 360, 56, 24
+"""Of the picture, and where its chart begins."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workload")
+    parser.add_argument("minutes", type=int, nargs="+")
+    parser.add_argument("--work", type=Path, default=Path("runs/budgets"))
+    parser.add_argument("--data", type=Path)
+    arguments = parser.parse_args()
+
+    trained = baseline(arguments.workload, arguments.data)
+    rows = []
+    for minutes in sorted(arguments.minutes):
+        folder = arguments.work / arguments.workload / f"{minutes}m"
+        if not (folder / "result.json").exists():
+            search(arguments.workload, arguments.data, minutes, folder, trained)
+        rows.append(row_of(minutes, json.loads((folder / "result.json").read_text())))
+    target = Path("records/budgets") / f"{arguments.workload}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, json.dumps({"workload": arguments.workload, "rows": rows, "environment": device.environment()}))
+    write_atomic(Path(f"docs/budgets-{arguments.workload}.svg"), picture(rows, arguments.workload))
+    for row in rows:
+        print(f"{row['minutes']:3d} min: {said(row)}")
+
+
+def baseline(name: str, data: Path | None) -> Path:
+    """Where the trained baseline lies in the cache; it is trained where it is not there yet."""
+    workload = find(name, data)
+    builder = Builder(workload, load(workload), Store(cache_dir() / "steps"), seed=0, threads=device.cores())
+    return builder.trained(Plan(training=workload.training, session=plain_session())).path
+
+
+def search(name: str, data: Path | None, minutes: int, folder: Path, trained: Path) -> None:
+    """A run from a cache of its own."""
+    cache = folder.parent / f"cache-{minutes}m"
+    if not cache.exists():
+        shutil.copytree(trained, cache / "steps" / trained.name)
+    command = [sys.executable, "-m", "tenfold.cli", "run", name, "--budget", f"{minutes}m", "--out", str(folder)]
+    command += ["--data", str(data)] if data else []
+    command += ["--resume"] if folder.exists() else []
+    code = subprocess.run(command, env=os.environ | {"TENFOLD_CACHE": str(cache.resolve())}, check=False).returncode
+    if not (folder / "result.json").exists():
+        raise SystemExit(f"the run of {minutes} minutes ended with {code} and without a result: see above")
+
+
+def row_of(minutes: int, result: dict[str, Any]) -> dict[str, Any]:
+    certified = result["certified"]
+    return {
+        "minutes": minutes, "label": certified and certified["label"], "quality_difference": certified and certified["quality_difference"],
+        "gain": result["gain"], "points": result["points"], "spent": result["spent"],
+    }  # fmt: skip
+
+
+def said(row: dict[str, Any]) -> str:
+    if row["label"] is None:
+        return "nothing certified"
+    gain, quality = row["gain"]["serve"], row["quality_difference"]
+    return f"{gain['value']:.2f}× (at least {gain['low']:.2f}×) at {quality['value']:+.4f} (at least {quality['low']:+.4f}): {row['label']}"
+
+
+def picture(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """The gains, each with its interval, over the minutes; both axes logarithmic."""
+    gains = [r["gain"]["serve"] if r["label"] else {"value": 1.0, "low": 1.0, "high": 1.0} for r in rows]
+    minutes = [r["minutes"] for r in rows]
+    across, up = Log(min(minutes) / 1.3, max(minutes) * 1.3), Log(0.9, max(10.0, 1.1 * max(g["high"] for g in gains)))
+    wide, high = WIDTH - LEFT - 16, HEIGHT - TOP - 44
+
+    def x(value: float) -> float:
+        return round(LEFT + across(value) / 100 * wide, 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (1 - up(value) / 100) * high, 1)
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12" fill="#222">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<text x="{LEFT}" y="14">{name}: certified gain against plain onnxruntime, by minutes of search</text>',
+    ]
+    for value in (1, 2, 3, 5, 10, 20):
+        if 0.9 <= value <= up.high:
+            lines.append(f'<path d="M{LEFT} {y(value)}H{LEFT + wide}" stroke="#ddd"/>')
+            lines.append(f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{value}×</text>')
+    lines += [f'<text x="{x(value)}" y="{TOP + high + 18}" text-anchor="middle">{value}</text>' for value in minutes]
+    lines.append(f'<text x="{LEFT + wide}" y="{HEIGHT - 6}" text-anchor="end">minutes of search, the baseline being there</text>')
+    path = " ".join(f"{'M' if i == 0 else 'L'}{x(m)} {y(g['value'])}" for i, (m, g) in enumerate(zip(minutes, gains, strict=True)))
+    lines.append(f'<path d="{path}" fill="none" stroke="#06c" stroke-width="2"/>')
+    for value, gain in zip(minutes, gains, strict=True):
+        lines.append(f'<path d="M{x(value)} {y(gain["low"])}V{y(gain["high"])}" stroke="#06c"/>')
+        lines.append(f'<circle cx="{x(value)}" cy="{y(gain["value"])}" r="4" fill="#06c"/>')
+        lines.append(f'<text x="{x(value)}" y="{y(gain["high"]) - 8}" text-anchor="middle">{gain["value"]:.2f}×</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+if __name__ == "__main__":
+    main()
