@@ -22,12 +22,19 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-dev .peers/nncf/.installed .peers/inc/.installed
 	-$(BIN)/python benchmarks/guard/run.py
+	-$(BIN)/python benchmarks/guard/real.py
 	$(BIN)/python benchmarks/resume/run.py
-	$(BIN)/python benchmarks/baselines/run.py
-	-$(BIN)/tenfold run fashion-mnist --budget 20m --out runs/bench $(if $(wildcard runs/bench),--resume)
-	$(BIN)/python benchmarks/byhand/run.py fashion-mnist runs/bench
+	$(BIN)/python benchmarks/baselines/run.py fashion-mnist
+	$(BIN)/python benchmarks/baselines/run.py cifar10
+	$(BIN)/python benchmarks/budgets/run.py fashion-mnist 10 30 60 90
+	$(BIN)/python benchmarks/budgets/run.py cifar10 90
+	$(BIN)/python benchmarks/byhand/run.py fashion-mnist runs/budgets/fashion-mnist/60m
+	for run in fashion-mnist/60m cifar10/90m; do \
+	    $(BIN)/python benchmarks/peers/run.py $${run%/*} runs/budgets/$$run \
+	        --peer nncf=.peers/nncf/bin/python --peer inc=.peers/inc/bin/python || exit 1; \
+	done
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,5 +51,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
 	@touch $@
 
+.peers/%/.installed: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
