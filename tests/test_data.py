@@ -717,7 +717,7 @@ def test_fashion_mnist_is_read_from_a_folder_as_images_and_labels(tmp_path):
 def test_the_system_copy_of_fashion_mnist_has_the_checksums_we_expect():
     folder = Path("/usr/share/datasets/fashion-mnist")
     if not folder.is_dir():
-        pytest.skip("no system copy of Fashion-MNIST")
+        pytest.skip("no system copy of Fashion-MNIST: apt-get install dataset-fashion-mnist")
     for file, checksum in named._FASHION_FILES.items():
         assert hashlib.sha256(gzip.decompress((folder / file).read_bytes())).hexdigest() == checksum
 
@@ -774,7 +774,7 @@ def test_a_damaged_archive_of_cifar10_is_refused(tmp_path):
 def test_the_shared_copy_of_cifar10_is_whole():
     folder = Path(os.environ.get("TENFOLD_DATA", "nowhere")) / "cifar10"
     if not folder.is_dir():
-        pytest.skip("no copy of CIFAR-10")
+        pytest.skip("no copy of CIFAR-10: set TENFOLD_DATA to the folder that holds cifar10")
     train, test = cifar10(folder)
     assert train.inputs[0].shape == (50_000, 3, 32, 32)
     assert list(np.bincount(test.targets)) == [1_000] * 10

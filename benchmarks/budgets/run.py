@@ -3,13 +3,14 @@
     python benchmarks/budgets/run.py WORKLOAD 10 30 60 90 [--work runs/budgets] [--data DIR]
 
 Each run begins with a cache that holds the trained baseline and nothing else, so that no run lives on another's trainings. Runs go
-one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets/WORKLOAD.json and the
-picture docs/budgets-WORKLOAD.svg.
+one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets (a summary, and
+each ledger with its raw samples) and the picture docs/budgets-WORKLOAD.svg.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -40,15 +41,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     trained = baseline(arguments.workload, arguments.data)
-    rows = []
+    rows, records = [], Path("records/budgets")
     for minutes in sorted(arguments.minutes):
         folder = arguments.work / arguments.workload / f"{minutes}m"
         if not (folder / "result.json").exists():
             search(arguments.workload, arguments.data, minutes, folder, trained)
         rows.append(row_of(minutes, json.loads((folder / "result.json").read_text())))
-    target = Path("records/budgets") / f"{arguments.workload}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, json.dumps({"workload": arguments.workload, "rows": rows, "environment": device.environment()}))
+        records.mkdir(parents=True, exist_ok=True)
+        samples = gzip.compress((folder / "ledger.jsonl").read_bytes(), mtime=0)
+        (records / f"{arguments.workload}-{minutes}m.ledger.jsonl.gz").write_bytes(samples)
+    write_atomic(records / f"{arguments.workload}.json", json.dumps({"workload": arguments.workload, "rows": rows, "environment": device.environment()}))
     write_atomic(Path(f"docs/budgets-{arguments.workload}.svg"), picture(rows, arguments.workload))
     for row in rows:
         print(f"{row['minutes']:3d} min: {said(row)}")
@@ -64,8 +66,11 @@ def baseline(name: str, data: Path | None) -> Path:
 def search(name: str, data: Path | None, minutes: int, folder: Path, trained: Path) -> None:
     """A run from a cache of its own."""
     cache = folder.parent / f"cache-{minutes}m"
-    if not cache.exists():
-        shutil.copytree(trained, cache / "steps" / trained.name)
+    if not cache.exists():  # copied beside and renamed, so that a copy that was cut is none
+        partial = cache.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(trained, partial / "steps" / trained.name)
+        partial.rename(cache)
     command = [sys.executable, "-m", "tenfold.cli", "run", name, "--budget", f"{minutes}m", "--out", str(folder)]
     command += ["--data", str(data)] if data else []
     command += ["--resume"] if folder.exists() else []

@@ -28,6 +28,7 @@ from tenfold import Bundle, device
 from tenfold.build import Builder
 from tenfold.certify import record_opening
 from tenfold.engine import Runner, open_session, run_in_batches
+from tenfold.errors import first_line
 from tenfold.execute import as_json, plain_session, ratio_of
 from tenfold.measure import interleave
 from tenfold.plan import Plan
@@ -172,7 +173,7 @@ def quantize_all(plain: Path, inputs: np.ndarray, scratch: Path) -> tuple[dict[s
             open_session(target, plain_session())
             made[label] = target
         except Exception as error:  # the quantizer raises whatever its helpers do
-            refused[label] = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            refused[label] = first_line(error)
     return made, refused
 
 

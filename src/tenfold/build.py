@@ -18,7 +18,7 @@ from torch import nn
 from tenfold import __version__, device
 from tenfold.data.split import Array, Split
 from tenfold.engine import open_session, run_in_batches
-from tenfold.errors import TenfoldError, WorkloadError
+from tenfold.errors import TenfoldError, WorkloadError, first_line
 from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.store import Step, Store, write_atomic
@@ -95,7 +95,7 @@ class Builder:
                 output = model(*inputs)
         except Exception as error:  # the user's own code may raise anything
             raise WorkloadError(
-                f"the model does not take inputs of shape {shapes} ({type(error).__name__}: {_first(error)}): make them fit"
+                f"the model does not take inputs of shape {shapes} ({type(error).__name__}: {first_line(error)}): make them fit"
             ) from error
         if not isinstance(output, torch.Tensor):
             raise WorkloadError(
@@ -117,7 +117,7 @@ class Builder:
         except Exception as error:  # the loss may be the user's own
             raise WorkloadError(
                 f"the loss does not take outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)} "
-                f"({_first(error)}): make the model's output fit"
+                f"({first_line(error)}): make the model's output fit"
             ) from error
         if loss.numel() != 1:
             raise WorkloadError(f"the loss has shape {tuple(loss.shape)}: it must be one number a batch")
@@ -157,7 +157,7 @@ class Builder:
                 except (TenfoldError, OSError, MemoryError):
                     raise
                 except Exception as error:  # the user's model, loss or augmentation may raise anything
-                    raise WorkloadError(f"training raised {type(error).__name__}: {_first(error)}") from error
+                    raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}") from error
             _save(model, folder / "model.safetensors")
             return facts
 
@@ -360,7 +360,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise WorkloadError(f"pretrained weights {path} do not exist: check the path") from error
     except (SafetensorError, OSError) as error:
         raise WorkloadError(
-            f"{path} is no readable safetensors file ({_first(error)}): save the weights again with safetensors"
+            f"{path} is no readable safetensors file ({first_line(error)}): save the weights again with safetensors"
         ) from error
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
@@ -370,7 +370,3 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _save(model: nn.Module, path: Path) -> None:
     # written by us: a full disk is an OSError then, and not an error of safetensors' own
     write_atomic(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tenfold.data.split import Array
-from tenfold.errors import TenfoldError
+from tenfold.errors import TenfoldError, first_line
 
 Runner = Callable[[Sequence[Array]], Array]
 """From one array an input, each (batch, …), to the output (batch, …)."""
@@ -61,8 +61,7 @@ def open_session(path: Path, config: SessionConfig) -> Runner:
 
 
 def _cannot_run(engine: str, path: Path, error: Exception) -> GraphError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return GraphError(f"{engine} cannot run {path.name} ({reason}): check that it is a valid ONNX graph")
+    return GraphError(f"{engine} cannot run {path.name} ({first_line(error, 300)}): check that it is a valid ONNX graph")
 
 
 def _onnxruntime(path: Path, config: SessionConfig) -> Runner:

@@ -20,3 +20,8 @@ class ExportError(TenfoldError):
 
 class BudgetEndedError(TenfoldError):
     """The budget ended in the middle of long work, which can be gone on with under a larger one."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What somebody else's error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -16,7 +16,7 @@ from tenfold import device
 from tenfold.build import Builder
 from tenfold.data.split import Array, Split
 from tenfold.engine import Runner, SessionConfig, open_session
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 from tenfold.measure import Samples, calls_for, interleave, step_costs
 from tenfold.plan import Plan
 from tenfold.train.config import TrainConfig
@@ -153,8 +153,8 @@ class Evaluator:
                 step()
             except Exception as error:  # the user's model may not take the layout or precision
                 if config == self.baseline.training:  # nothing could be compared with it
-                    raise WorkloadError(f"a training step of the baseline raised {type(error).__name__}: {error}") from error
-                failed[name] = f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
+                    raise WorkloadError(f"a training step of the baseline raised {type(error).__name__}: {first_line(error)}") from error
+                failed[name] = f"failed: {first_line(error)}"
             else:
                 steps[name] = step
         samples = step_costs(steps, rounds=STEP_ROUNDS)
@@ -226,7 +226,7 @@ def compiled_runner(model: nn.Module, example: Sequence[Array]) -> Runner | str:
         for _ in range(WARM_CALLS):
             runner(example)
     except Exception as error:  # the compiler's back ends raise whatever their tools do
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        return first_line(error)
     return runner
 
 

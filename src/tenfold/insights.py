@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.data.split import Array, Split
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 from tenfold.verdict import quality_difference
 from tenfold.workload import Scores, Workload
 
@@ -30,7 +30,7 @@ def _own_slices(workload: Workload, split: Split) -> dict[str, Array]:
     try:
         masks = {str(name): np.asarray(mask) for name, mask in workload.slices(split).items()}
     except Exception as error:  # the user's own code may raise anything
-        raise WorkloadError(f"slices= raised {type(error).__name__}: {error}: mend it") from error
+        raise WorkloadError(f"slices= raised {type(error).__name__}: {first_line(error)}: mend it") from error
     for name, mask in masks.items():
         if mask.shape != (len(split),) or mask.dtype.kind != "b":
             raise WorkloadError(f"slice {name!r} is {mask.dtype} of shape {mask.shape}: give a boolean mask of shape ({len(split)},)")

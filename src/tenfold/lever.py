@@ -71,6 +71,8 @@ class Part:
     """Of a prediction, over the baseline's."""
 
 
+A_DAY = 86_400.0
+"""Seconds that are planned with where a budget has no end."""
 ENSEMBLE_SHARE, MOST_TEACHERS = 0.1, 4
 """Of the whole budget, that further trainings of the baseline may take, to teach together; and how many at the most."""
 
@@ -122,8 +124,8 @@ class Situation:
 
     @property
     def budget(self) -> float:
-        """Seconds that may be planned with: those that are left, a day where there is no end."""
-        return min(self.seconds_left, 86_400.0)
+        """Seconds that may be planned with: those that are left, `A_DAY` where there is no end."""
+        return min(self.seconds_left, A_DAY)
 
 
 def dearest(ratios: Sequence[float | str], least: float) -> Refusal:

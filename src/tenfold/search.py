@@ -16,7 +16,7 @@ from tenfold.errors import BudgetEndedError, TenfoldError
 from tenfold.execute import EAGER, Evaluator, Objective, as_json, from_json
 from tenfold.joint import JointSearch, searched
 from tenfold.ledger import Ledger
-from tenfold.lever import Config, Lever, Part, Refusal, Situation, Stage, Tried, discover
+from tenfold.lever import A_DAY, Config, Lever, Part, Refusal, Situation, Stage, Tried, discover
 from tenfold.measure import Samples
 from tenfold.plan import Plan
 from tenfold.progress import View
@@ -204,7 +204,7 @@ class Search:
             stage=stage, workload=builder.workload, examples=builder.examples, fresh=builder.fresh, plan=now.plan,
             graph=builder.graph(now.plan).path / "model.onnx",
             objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
-            quick=self.settings.quick, seconds_left=self.budget.left, whole_budget=self.budget.seconds or 86_400.0,
+            quick=self.settings.quick, seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
             training_seconds=self.training_seconds,
             tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
             parts=self._parts,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tenfold import __version__, device
 from tenfold.data.split import Array
 from tenfold.engine import SessionConfig, open_session
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 from tenfold.train.feed import Feed
 from tenfold.train.loop import pick_device, predict
 from tenfold.train.teacher import VIEWS, Teacher, answer_epoch, mixed
@@ -108,12 +108,12 @@ def check_teacher(builder: Builder) -> None:
     if workload.teacher is None:
         return
     assert valid.targets is not None
+    teacher = builder.served(workload.built("teacher"))
     try:
-        answers = predict(builder.served(workload.built("teacher")), valid)
+        answers = predict(teacher, valid)
     except Exception as error:  # the user's own code may raise anything
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
         raise WorkloadError(
-            f"the teacher does not answer as the model does ({type(error).__name__}: {reason}): let it take the same inputs and return the same"
+            f"the teacher does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same"
         ) from error
     score = float(workload.scores(answers, valid.targets).mean())
     own = float(workload.scores(builder.outputs(baseline_of(builder), valid, 64), valid.targets).mean())

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tenfold.data.carve import carve
 from tenfold.data.sources import IMAGE_SUFFIXES, image_classes, to_split
 from tenfold.data.split import Array, Split, check_numbers, duplicates
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 from tenfold.recipe import canonical, digest
 from tenfold.train.config import TrainConfig
 
@@ -135,7 +135,7 @@ class Workload:
         except Exception as error:  # the metric may be the user's own, or not fit the model's outputs
             raise WorkloadError(
                 f"metric {self.metric_name} does not take outputs of shape {outputs.shape} with targets of shape {targets.shape} "
-                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): make them fit"
+                f"({type(error).__name__}: {first_line(error)}): make them fit"
             ) from error
         if raw.shape != (len(targets),):
             raise WorkloadError(
@@ -159,7 +159,7 @@ class Workload:
         try:
             module = getattr(self, what)()
         except Exception as error:  # the user's own code may raise anything
-            raise WorkloadError(f"building the {what} raised {type(error).__name__}: {error}") from error
+            raise WorkloadError(f"building the {what} raised {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(module, nn.Module):
             raise WorkloadError(f"{what}= gave a {type(module).__name__}: it must build a torch.nn.Module")
         return module

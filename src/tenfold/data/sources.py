@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.data.split import Array, Split
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 MAX_PIXELS = 64_000_000  # of one image: a larger one is taken for a decompression bomb
@@ -141,7 +141,7 @@ def _from_dataset(dataset: Any, name: str) -> Split:
     except MemoryError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        raise WorkloadError(f"{name}: reading the Dataset raised {type(error).__name__}: {_first_line(error)}") from error
+        raise WorkloadError(f"{name}: reading the Dataset raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(items[0], (tuple, list)) or len(items[0]) != 2:
         raise WorkloadError(f"{name}: each item of the Dataset must be (x, y)")
     x, y = zip(*items, strict=True)
@@ -177,7 +177,7 @@ def _from_path(
         try:
             frame = pandas.read_csv(path)
         except (ValueError, OSError) as error:
-            raise WorkloadError(f"{name}: {path} is not a csv table ({_first_line(error)}): mend or replace it") from error
+            raise WorkloadError(f"{name}: {path} is not a csv table ({first_line(error)}): mend or replace it") from error
         return from_frame(frame, name, target, group, labels)
     if path.suffix == ".npy":
         return Split(inputs=(load_npy(path),))
@@ -218,7 +218,7 @@ def _parquet(
     except (pa.ArrowException, OSError) as error:
         raise WorkloadError(
             f"{name}: {files[0].parent if len(files) > 1 else files[0]} is not readable as parquet "
-            f"({_first_line(error)}): download or write it again"
+            f"({first_line(error)}): download or write it again"
         ) from error
     image = next((f.name for f in table.schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
     if image is None:
@@ -293,7 +293,7 @@ def decode_images(
                     pixels = pixels.resize(image_size[::-1], Image.Resampling.BILINEAR)
                 array = np.asarray(pixels)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise WorkloadError(f"{label} cannot be decoded as an image ({_first_line(error)}): replace or remove it") from error
+            raise WorkloadError(f"{label} cannot be decoded as an image ({first_line(error)}): replace or remove it") from error
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
     # filters are the whole process's: set here, not in the threads
@@ -309,7 +309,3 @@ def decode_images(
                 "give image_size=(height, width)"
             )
     return np.stack(arrays)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 from tenfold.export import Selected, Served, as_seen_by_model
 from tenfold.lever import Situation
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
@@ -27,8 +27,8 @@ SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 """Of its width, at which a workload's own family is tried."""
 IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64), (1, 2), 2
 TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
-LIKELY = {"conv": (4, 16), "pooled": (16, 10_000), "stride2": (48, 10_000), "stride4": (96, 10_000)}
-POSSIBLE = {"conv": (4, 16), "pooled": (16, 10_000), "stride2": (16, 10_000), "stride4": (28, 10_000)}
+LIKELY = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (48, math.inf), "stride4": (96, math.inf)}
+POSSIBLE = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (16, math.inf), "stride4": (28, math.inf)}
 """Sides of images, from and to, at which a stem is tried, and at which the joint search may choose it: strides lose the detail of small ones."""
 SGD_RATE, ADAM_RATE = 0.3, 2e-3
 """Peak learning rates of the families built here, at batches of 128: the divergence from a teacher is gentler than a loss of labels."""
@@ -59,7 +59,7 @@ def space(situation: Situation) -> list[Spec]:
     return specs
 
 
-def _stems(side: int, sides: Mapping[str, tuple[int, int]]) -> list[str]:
+def _stems(side: int, sides: Mapping[str, tuple[float, float]]) -> list[str]:
     return [stem for stem, (least, most) in sides.items() if least <= side <= most]
 
 
@@ -153,7 +153,7 @@ def _own(materials: Materials, share: float, example: tuple[Tensor, ...], output
         with torch.inference_mode():
             got = student.eval()(*example).shape[1:]
     except Exception as error:  # the user's own code may raise anything
-        raise WorkloadError(f"student({share:g}) raised {type(error).__name__}: {error}") from error
+        raise WorkloadError(f"student({share:g}) raised {type(error).__name__}: {first_line(error)}") from error
     if got != outputs:
         raise WorkloadError(f"student({share:g}) gives outputs of shape {tuple(got)}, the model {tuple(outputs)}: make them the same")
     return student.train()

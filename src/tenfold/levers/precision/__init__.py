@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tenfold import device
 from tenfold.engine import GraphError, has_openvino
+from tenfold.errors import first_line
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import GraphPass, Materials, Plan
 
@@ -87,7 +88,7 @@ def _to_float16(source: Path, target: Path, _materials: Materials) -> dict[str, 
     try:
         model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=False)
     except Exception as error:  # the converter raises whatever its helpers do
-        raise GraphError(f"the graph cannot be converted to float16 ({type(error).__name__}: {error})") from error
+        raise GraphError(f"the graph cannot be converted to float16 ({type(error).__name__}: {first_line(error)})") from error
     onnx.save(model, target)
     return {}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold.errors import WorkloadError
+from tenfold.errors import WorkloadError, first_line
 from tenfold.levers.prune.attention import narrow_attention
 
 ROUND_TO = 8
@@ -50,8 +50,7 @@ def pruned(model: nn.Module, example: tuple[Tensor, ...], keep: float) -> nn.Mod
         with torch.no_grad():
             got = model(*example).shape
     except Exception as error:  # tracing and the narrowed model raise whatever the user's own forward does
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise WorkloadError(f"channels cannot be taken out of this model ({reason}): it fixes a width somewhere, or cannot be traced") from error
+        raise WorkloadError(f"channels cannot be taken out of this model ({first_line(error)}): it fixes a width somewhere, or cannot be traced") from error
     if got != wanted:
         raise WorkloadError(f"without some channels the model gives outputs of {tuple(got)}, not {tuple(wanted)}: its last layer cannot be told")
     if sum(p.numel() for p in model.parameters()) == before:

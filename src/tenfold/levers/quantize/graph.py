@@ -19,6 +19,7 @@ import numpy as np
 from tenfold import device
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session
+from tenfold.errors import first_line
 from tenfold.plan import Materials
 
 if TYPE_CHECKING:
@@ -188,7 +189,6 @@ def _quiet() -> Iterator[None]:
     except OSError:  # a full disk is no fault of the graph
         raise
     except Exception as error:  # onnxruntime's quantizer raises whatever its helpers do
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise GraphError(f"onnxruntime's quantizer failed ({type(error).__name__}: {first})") from error
+        raise GraphError(f"onnxruntime's quantizer failed ({type(error).__name__}: {first_line(error)})") from error
     finally:
         root.setLevel(level)
