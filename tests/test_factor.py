@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from tenfold.pipeline import Result
 from tenfold.recipe import Recipe
 from tenfold.testing import small_net
 
-BUDGET = 150
+GIVEN: dict[str, Any] = {"budget": 900, "trials": 48, "view": "quiet"}
+"""Trials end it, however slow the machine: the budget is not reached."""
 
 
 def faint_bands(n: int, seed: int) -> Split:
@@ -39,7 +41,7 @@ def faint() -> Workload:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return run(faint(), out=tmp_path_factory.mktemp("runs") / "whole", budget=BUDGET, view="quiet")
+    return run(faint(), out=tmp_path_factory.mktemp("runs") / "whole", **GIVEN)
 
 
 def test_students_beat_what_needs_no_training(whole: Result) -> None:
@@ -87,7 +89,7 @@ def test_its_record_gives_the_same_choices_again(whole: Result, tmp_path: Path) 
     shutil.copytree(whole.folder, copy)
     (copy / "result.json").unlink()
     before = (copy / "ledger.jsonl").read_bytes()
-    again = run(faint(), out=copy, budget=BUDGET, resume=True, view="quiet")
+    again = run(faint(), out=copy, resume=True, **GIVEN)
     for part in ("ladder", "candidates", "sequence", "certified", "gain", "attribution", "joint_search"):
         assert json.dumps(again.document[part]) == json.dumps(whole.document[part]), part
     assert (copy / "ledger.jsonl").read_bytes() == before
@@ -122,4 +124,4 @@ def test_unlabelled_data_is_part_of_what_a_run_is(whole: Result, tmp_path: Path)
     shutil.copytree(whole.folder, copy)
     more = dataclasses.replace(faint(), unlabelled=faint_bands(50, 11).inputs[0])
     with pytest.raises(TenfoldError, match="is a run with another unlabelled"):
-        run(more, out=copy, budget=BUDGET, resume=True, view="quiet")
+        run(more, out=copy, resume=True, **GIVEN)

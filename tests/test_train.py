@@ -407,12 +407,44 @@ def test_each_image_is_moved_and_mirrored_as_one_by_one(pad, flip):
     assert ((counts - expected) ** 2 / expected).sum() < freedom + 5 * (2 * freedom) ** 0.5
 
 
-def test_augmentation_follows_its_generator_alone():
+def test_reflects_at_the_edges_as_numpy_does():
+    batch = RNG.integers(0, 256, size=(200, 2, 5, 7), dtype=np.uint8)
+    out = shift_and_flip(torch.from_numpy(batch), torch.Generator().manual_seed(0), pad=2, flip=False, reflect=True).numpy()
+    padded = np.pad(batch, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    seen = set()
+    for number, result in enumerate(out):
+        at = [(y, x) for y in range(5) for x in range(5) if (padded[number, :, y : y + 5, x : x + 7] == result).all()]
+        assert at
+        seen.update(at)
+    assert len(seen) == 25
+
+
+def test_cuts_one_square_out_of_each_image():
+    batch = RNG.integers(0, 100, size=(300, 2, 6, 8), dtype=np.uint8)
+    batch[:, 1] += 100  # channels whose means differ
+    given = torch.from_numpy(batch)
+    out = shift_and_flip(given, torch.Generator().manual_seed(0), pad=0, flip=False, cut=3).numpy()
+    means = batch.mean((2, 3)).astype(np.uint8)
+    corners = set()
+    for image, result, mean in zip(batch, out, means, strict=True):
+        ways = []
+        for y in range(4):
+            for x in range(6):
+                want = image.copy()
+                want[:, y : y + 3, x : x + 3] = mean[:, None, None]
+                ways += [(y, x)] if (want == result).all() else []
+        assert len(ways) == 1
+        corners.add(ways[0])
+    assert len(corners) == 24
+
+
+@pytest.mark.parametrize("how", [{}, {"reflect": True, "cut": 2}])
+def test_augmentation_follows_its_generator_alone(how):
     batch = torch.rand(20, 1, 6, 6)
     results = []
     for seed in (0, 0, 1):
         torch.rand(3)
-        results.append(shift_and_flip(batch, torch.Generator().manual_seed(seed)))
+        results.append(shift_and_flip(batch, torch.Generator().manual_seed(seed), **how))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 

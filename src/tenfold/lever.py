@@ -112,6 +112,8 @@ class Situation:
     why one cannot be built."""
     parts: Callable[[], Sequence[Part]] = tuple
     """What has been measured in full so far, the baseline first."""
+    composes: bool = True
+    """Whether levers that compose finished models are pulled after this one."""
 
     @property
     def teachers(self) -> int:

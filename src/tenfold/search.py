@@ -207,7 +207,7 @@ class Search:
             quick=self.settings.quick, seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
             training_seconds=self.training_seconds,
             tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
-            parts=self._parts,
+            parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)),
         )  # fmt: skip
 
     # ------------------------------------------------------------ the joint search
@@ -395,11 +395,15 @@ class Search:
         known: dict[str, float | str] = {**found["failed"], **found["ratios"]}
         return [known[str(i)] for i in range(len(configs))]
 
-    def _parts(self) -> list[Part]:
-        """The baseline, and what was measured in full on its engine."""
+    def _parts(self, tried: Sequence[Candidate]) -> list[Part]:
+        """The baseline, and what was measured in full on its engine.
+
+        Args:
+            tried: what the lever that is asked has measured so far.
+        """
         builder, evaluator = self.evaluator.builder, self.evaluator
         able = [
-            c for c in self.ladder.candidates
+            c for c in (*self.ladder.candidates, *tried)
             if c.whole and c.standing and c.plan.session == evaluator.baseline.session and c.plan.join is None
         ]  # fmt: skip
         rows = [(self.root.recipe, evaluator.baseline, 1.0)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]

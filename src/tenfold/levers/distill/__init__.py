@@ -13,6 +13,7 @@ from torch import nn
 
 from tenfold.export import Served
 from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
+from tenfold.levers.cascade import foresee
 from tenfold.levers.distill import families
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.train.config import TrainConfig
@@ -23,6 +24,10 @@ TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, float("inf")))
 may answer the easy inputs of a cascade."""
 A_TIER = 2
 """Students of a tier that are tried in a short training: those with most capacity for their cost."""
+BEFORE_OTHERS = 2
+"""Students that are trained in full for what they promise in a cascade."""
+WITHIN_REACH = 3.0
+"""Margins by which a student may be worse after a short training, and yet be trained in full to stand alone."""
 TRAIN_SHARE = 0.5
 """Of the budget that is left after the short trainings: for those in full."""
 SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 5.0
@@ -33,6 +38,10 @@ WORTH_OF_HALF_THE_COST, WORTH_OF_HALF_THE_TRAINING = 2.0, 0.5
 """In margins of quality after a short training, of which a longer one makes up for a part."""
 RATES = (0.5, 1.0, 2.0)
 """Factors on the usual learning rate that the joint search may choose."""
+MIXUP_SHARE = 0.01
+"""Of the budget, at which the joint search may choose mixup: the teacher has to answer on the mixed images too."""
+ANSWERING = 1 / 3
+"""Arithmetic of a prediction over that of a training step."""
 
 T = TypeVar("T")
 
@@ -68,8 +77,9 @@ class Distill:
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
         dimensions = families.dimensions(situation) if situation.examples.can_teach else {}
-        mixup = [False, True] if is_mixable(situation.examples.valid.inputs) else [False]
-        return dimensions and {**dimensions, "rate": RATES, "mixup": mixup}
+        answering = ANSWERING * SCREEN_LENGTH * situation.training_seconds
+        mixup = is_mixable(situation.examples.valid.inputs) and answering <= MIXUP_SHARE * situation.whole_budget
+        return dimensions and {**dimensions, "rate": RATES, "mixup": [False, True] if mixup else [False]}
 
     def at(self, situation: Situation, point: Mapping[str, Any]) -> Config:
         spec = families.at(point)
@@ -118,16 +128,14 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
 
 
 def _in_full(situation: Situation) -> Sequence[Config]:
-    """The best of each tier, for as long as the budget allows."""
+    """The most promising, for as long as the budget allows."""
     short = _short_epochs(situation)
     if any(t.config["epochs"] != short for t in situation.tried):
         return []
-    best: list[Tried] = []
-    for i, (low, high) in enumerate(TIERS):  # what measured at a tier's lower end may come out below it once it is trained
-        able = [t for t in situation.tried if t.gain is not None and t.verdict.quality is not None]
-        tier = [t for t in able if t.gain is not None and (low if i else 0.0) <= t.gain.value < high]
-        if tier:
-            best.append(max(tier, key=partial(_promise, margin=situation.margin)))
+    able = [t for t in situation.tried if t.gain is not None and t.verdict.quality is not None]
+    best = _best_before_others(able, situation)
+    alone = [t for t in able if not best or _may_come_to_stand_alone(t, situation.margin)]
+    best += [t for t in _best_of_tiers(alone, situation.margin) if t not in best]
     if not best:
         return []
     budget = situation.budget * TRAIN_SHARE
@@ -139,6 +147,33 @@ def _in_full(situation: Situation) -> Sequence[Config]:
         if epochs >= 2 * short:
             out.append(tried.config | {"epochs": float(round(epochs))})
     return out
+
+
+def _best_before_others(tried: Sequence[Tried], situation: Situation) -> list[Tried]:
+    """Those that would make most of a cascade with the baseline behind them, as they answer after a short training; the best first."""
+    if situation.objective != "serve" or not (situation.composes and situation.workload.classifies):
+        return []
+    parts = situation.parts()
+    costs: list[tuple[float, int]] = []
+    for number, one in enumerate(tried):
+        own = [p for p in parts if p.recipe.pulls and p.recipe.pulls[-1].config == one.config]
+        if found := [f.cost for p in own for f in foresee.best([parts[0], p], situation.margin)]:
+            costs.append((min(found), number))
+    return [tried[number] for _, number in sorted(costs)[:BEFORE_OTHERS]]
+
+
+def _may_come_to_stand_alone(tried: Tried, margin: float) -> bool:
+    assert tried.verdict.quality is not None
+    return tried.verdict.quality.value >= -WITHIN_REACH * margin
+
+
+def _best_of_tiers(tried: Sequence[Tried], margin: float) -> list[Tried]:
+    best: list[Tried] = []
+    for i, (low, high) in enumerate(TIERS):  # what measured at a tier's lower end may come out below it once it is trained
+        tier = [t for t in tried if t.gain is not None and (low if i else 0.0) <= t.gain.value < high]
+        if tier:
+            best.append(max(tier, key=partial(_promise, margin=margin)))
+    return best
 
 
 def _short_epochs(situation: Situation) -> float:

@@ -72,6 +72,12 @@ class TestDistill(LeverContract):
         capacity = {str(s): families.capacity(s, situation) for s in families.space(situation)}
         assert {str(s) for s in tried} == set(sorted(capacity, key=lambda s: -capacity[s])[:2])
 
+    def test_mixes_only_where_the_budget_has_room_for_the_answers(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Answers for a short training take a 24th of the baseline's training: 1.2 and 12 seconds, where 10 are allowed."""
+        for seconds, choices in ((28.8, [False, True]), (288.0, [False])):
+            situation = self.situation(small_builder, plan, Stage.MODEL, training_seconds=seconds, whole_budget=1_000.0)
+            assert lever.space(situation)["mixup"] == choices
+
     def test_capacity_is_the_geometric_mean_of_weights_and_products(self, small_builder: Builder, plan: Plan) -> None:
         spec = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 8, "growth": 2.0}
         weights = 9 * 8 + 2 * 8 + 8 * 3 + 3  # a convolution, its normalisation, the last layer
@@ -91,6 +97,31 @@ class TestDistill(LeverContract):
         assert len(full) == 1  # all cost ratios lie in the first tier
         assert full[0]["student"] == tried[0].config["student"]
         assert full[0]["epochs"] > short[0]["epochs"]
+
+
+    def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Two students far outside the margin: one errs where it is unsure, the other where it is sure."""
+        from tenfold.lever import Part, Tried
+        from tenfold.recipe import Recipe
+        from tenfold.verdict import Decision, Interval, Verdict
+
+        targets = small_builder.examples.valid.targets
+        right, wrong = np.eye(3, dtype=np.float32)[targets], np.eye(3, dtype=np.float32)[(targets + 1) % 3]
+        errs = (np.arange(len(targets)) % 10 == 0)[:, None]
+        answers = [np.where(errs, sure * wrong, 9 * right) for sure in (20, 1)]
+        root = Recipe(workload="w", seed=0)
+        configs = [config(epochs=1.0, learning_rate=rate) for rate in (0.1, 0.2)]
+        parts = [Part(recipe=root, outputs=9 * right, scores=np.ones(len(targets)), cost=1.0)]
+        parts += [
+            Part(recipe=root.then("distill", c), outputs=a, scores=(a.argmax(1) == targets).astype(float), cost=1 / 6)
+            for c, a in zip(configs, answers, strict=True)
+        ]
+        verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=-0.1, low=-0.12, high=-0.08))
+        tried = tuple(Tried(config=c, verdict=verdict, gain=Interval(value=6.0, low=5.9, high=6.1), training_seconds=1.0) for c in configs)
+        situation = self.situation(small_builder, plan, Stage.MODEL, tried=tried, parts=lambda: parts)
+        assert [c["learning_rate"] for c in lever.propose(situation)] == [0.2]
+        alone = dataclasses.replace(situation, composes=False)
+        assert [c["learning_rate"] for c in lever.propose(alone)] == [0.1]  # the first of equals
 
 
 def test_a_student_comes_to_answer_as_its_teacher_does(small_builder: Builder) -> None:
