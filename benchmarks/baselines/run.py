@@ -5,13 +5,15 @@
 All sizes of the family are timed together, untrained: what a net costs does not depend on its weights.
 Then they are trained from the cheapest up, until one reaches the bar (finished and half-finished trainings
 lie in the cache: a run that was stopped goes on). The bar is on valid and confirm together; test is stated
-for every size that was trained, and decides nothing.
+for every size that was trained, and decides nothing. The weights of the size that is chosen, or of the best where
+none reaches the bar, are kept beside the record, for other benchmarks to begin with (`kept.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +32,9 @@ from tenfold.plan import Plan
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.workload import load
 
+sys.path.insert(0, str(Path(__file__).parent))
+import kept
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -42,7 +47,7 @@ def main() -> None:
 
     samples = time_untrained(family)
     costs = {width: samples[str(width)].microseconds() for width in family.WIDTHS}
-    rows, chosen = [], None
+    rows, chosen, best = [], None, -1.0
     for width in sorted(family.WIDTHS, key=lambda w: costs[w]["cpu_mean"]):
         row = {"width": width, "parameters": sum(p.numel() for p in family.model(width).parameters()), "serving": costs[width]}
         rows.append(row)
@@ -66,6 +71,9 @@ def main() -> None:
         print(f"width {width}: {row['held_out']:.4f} held out, {row['test']:.4f} on test", flush=True)
         if row["held_out"] >= family.BAR:
             chosen = width
+        if chosen is not None or row["held_out"] > best:
+            kept.keep(builder, trained)
+        best = max(best, row["held_out"])
     record = {
         "workload": arguments.workload, "bar_on_held_out": family.BAR, "chosen": chosen,
         "sizes": rows, "environment": device.environment(), "samples": as_json(samples),

@@ -2,9 +2,10 @@
 
     python benchmarks/budgets/run.py WORKLOAD 10 30 60 90 [--work runs/budgets] [--data DIR]
 
-Each run begins with a cache that holds the trained baseline and nothing else, so that no run lives on another's trainings. Runs go
-one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets (a summary, and
-each ledger with its raw samples) and the picture docs/budgets-WORKLOAD.svg.
+Each run begins with a cache that holds the trained baseline (`../baselines/kept.py`) and nothing else, so that no run lives on
+another's trainings. Runs go one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets (a
+summary, and each ledger with its raw samples) and the picture docs/budgets-WORKLOAD.svg, in which runs that were recorded before
+on a processor of the same kind keep their places.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any
 
 from tenfold import device
 from tenfold.build import Builder
-from tenfold.execute import plain_session
-from tenfold.plan import Plan
 from tenfold.report.scale import Log
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.workload import find, load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "baselines"))
+import kept
 
 WIDTH, HEIGHT, LEFT, TOP = 640, 360, 56, 24
 """Of the picture, and where its chart begins."""
@@ -41,7 +43,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     trained = baseline(arguments.workload, arguments.data)
-    rows, records = [], Path("records/budgets")
+    records = Path("records/budgets")
+    summary = records / f"{arguments.workload}.json"
+    before = json.loads(summary.read_text())["rows"] if summary.exists() else []
+    rows = [r for r in before if r["minutes"] not in arguments.minutes and r["environment"]["cpu_class"] == device.cpu_class()]
     for minutes in sorted(arguments.minutes):
         folder = arguments.work / arguments.workload / f"{minutes}m"
         if not (folder / "result.json").exists():
@@ -50,17 +55,18 @@ def main() -> None:
         records.mkdir(parents=True, exist_ok=True)
         samples = gzip.compress((folder / "ledger.jsonl").read_bytes(), mtime=0)
         (records / f"{arguments.workload}-{minutes}m.ledger.jsonl.gz").write_bytes(samples)
-    write_atomic(records / f"{arguments.workload}.json", json.dumps({"workload": arguments.workload, "rows": rows, "environment": device.environment()}))
+    rows.sort(key=lambda row: row["minutes"])
+    write_atomic(summary, json.dumps({"workload": arguments.workload, "rows": rows}))
     write_atomic(Path(f"docs/budgets-{arguments.workload}.svg"), picture(rows, arguments.workload))
     for row in rows:
         print(f"{row['minutes']:3d} min: {said(row)}")
 
 
 def baseline(name: str, data: Path | None) -> Path:
-    """Where the trained baseline lies in the cache; it is trained where it is not there yet."""
+    """Where the trained baseline lies in the cache."""
     workload = find(name, data)
     builder = Builder(workload, load(workload), Store(cache_dir() / "steps"), seed=0, threads=device.cores())
-    return builder.trained(Plan(training=workload.training, session=plain_session())).path
+    return kept.baseline(builder).path
 
 
 def search(name: str, data: Path | None, minutes: int, folder: Path, trained: Path) -> None:
@@ -83,7 +89,7 @@ def row_of(minutes: int, result: dict[str, Any]) -> dict[str, Any]:
     certified = result["certified"]
     return {
         "minutes": minutes, "label": certified and certified["label"], "quality_difference": certified and certified["quality_difference"],
-        "gain": result["gain"], "points": result["points"], "spent": result["spent"],
+        "gain": result["gain"], "points": result["points"], "spent": result["spent"], "environment": result["environment"],
     }  # fmt: skip
 
 

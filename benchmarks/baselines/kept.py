@@ -1,0 +1,46 @@
+"""Trained baselines that are kept in records/baselines, so that a benchmark need not train them again.
+
+Weights are those of the machine that trained them: on another, training gives others by rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tenfold.build import Builder
+from tenfold.execute import plain_session
+from tenfold.plan import Plan
+from tenfold.store import Step
+
+FOLDER = Path("records/baselines")
+
+
+def keep(builder: Builder, step: Step) -> None:
+    """The weights, and what they were trained by."""
+    shutil.copyfile(step.path / "model.safetensors", FOLDER / f"{builder.workload.name}.safetensors")
+    (FOLDER / f"{builder.workload.name}.training.json").write_text(json.dumps(step.meta))
+
+
+def baseline(builder: Builder) -> Step:
+    """The trained baseline of a built-in workload: from the cache, or else as it is kept if that is of the same model,
+    data, hyperparameters and seed, or else trained."""
+    plan = Plan(training=builder.workload.training, session=plain_session())
+    key = builder.training_key(plan)
+    weights, facts = (FOLDER / f"{builder.workload.name}{end}" for end in (".safetensors", ".training.json"))
+    meta = json.loads(facts.read_text()) if weights.exists() and facts.exists() else None
+    if meta is None or _what(meta["key"]) != _what(json.loads(json.dumps(key))):
+        return builder.trained(plan)
+
+    def work(folder: Path) -> dict[str, Any]:
+        shutil.copyfile(weights, folder / "model.safetensors")
+        return {k: v for k, v in meta.items() if k != "key"}
+
+    return builder.step("train", key, work)
+
+
+def _what(key: dict[str, Any]) -> dict[str, Any]:
+    """A key without the machine."""
+    return {k: v for k, v in key.items() if k != "environment"}
