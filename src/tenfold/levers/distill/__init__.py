@@ -24,6 +24,8 @@ TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, float("inf")))
 may answer the easy inputs of a cascade."""
 A_TIER = 2
 """Students of a tier that are tried in a short training: those with most capacity for their cost."""
+SCREEN_SHARE = 0.3
+"""Of the budget, for short trainings: those of the cheapest students come first."""
 BEFORE_OTHERS = 2
 """Students that are trained in full for what they promise in a cascade."""
 WITHIN_REACH = 3.0
@@ -121,9 +123,13 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     if not cheaper:
         return dearest(ratios, TIERS[0][0])
     out: list[Config] = []
-    for low, high in TIERS:
-        for_its_cost = [(families.capacity(c["student"], situation) * r, c) for c, r in cheaper if low <= r < high]
-        out += [c for _, c in sorted(for_its_cost, key=lambda w: -w[0])[:A_TIER]]
+    expected = 0.0
+    for low, high in reversed(TIERS):
+        for_its_cost = [(families.capacity(c["student"], situation) * r, r, c) for c, r in cheaper if low <= r < high]
+        for _, ratio, config in sorted(for_its_cost, key=lambda w: -w[0])[:A_TIER]:
+            expected += SCREEN_LENGTH * situation.training_seconds / ratio**0.5  # training gets cheaper by less than serving does
+            if not out or expected <= SCREEN_SHARE * situation.budget:
+                out.append(config)
     return out
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import BudgetEndedError, WorkloadError
 from tenfold.execute import plain_session
-from tenfold.lever import Refusal, Stage, discover
+from tenfold.lever import Config, Refusal, Stage, discover
 from tenfold.levers.distill import families
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Plan
@@ -72,6 +73,22 @@ class TestDistill(LeverContract):
         capacity = {str(s): families.capacity(s, situation) for s in families.space(situation)}
         assert {str(s) for s in tried} == set(sorted(capacity, key=lambda s: -capacity[s])[:2])
 
+    def test_where_time_is_short_the_cheapest_are_tried_alone(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Those at 12× are expected to train for 72 s each, those at 3× for 144, where 180 are allowed."""
+        ratios = (3.0, 12.0)
+        asked: list[Config] = []
+
+        def sized(configs: Sequence[Config]) -> list[float]:
+            asked.extend(configs)
+            return [ratios[i % 2] for i in range(len(configs))]
+
+        situation = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=sized, training_seconds=2_000.0)
+        tried = lever.propose(situation)
+        assert [ratios[asked.index(c) % 2] for c in tried] == [12.0, 12.0]
+        roomy = dataclasses.replace(situation, seconds_left=36_000.0)
+        asked.clear()
+        assert [ratios[asked.index(c) % 2] for c in lever.propose(roomy)] == [12.0, 12.0, 3.0, 3.0]
+
     def test_mixes_only_where_the_budget_has_room_for_the_answers(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Answers for a short training take a 24th of the baseline's training: 1.2 and 12 seconds, where 10 are allowed."""
         for seconds, choices in ((28.8, [False, True]), (288.0, [False])):
@@ -100,7 +117,7 @@ class TestDistill(LeverContract):
 
 
     def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
-        """Two students far outside the margin: one errs where it is unsure, the other where it is sure."""
+        """Three students far outside the margin: one errs where it is sure, two where they are not."""
         from tenfold.lever import Part, Tried
         from tenfold.recipe import Recipe
         from tenfold.verdict import Decision, Interval, Verdict
@@ -108,18 +125,18 @@ class TestDistill(LeverContract):
         targets = small_builder.examples.valid.targets
         right, wrong = np.eye(3, dtype=np.float32)[targets], np.eye(3, dtype=np.float32)[(targets + 1) % 3]
         errs = (np.arange(len(targets)) % 10 == 0)[:, None]
-        answers = [np.where(errs, sure * wrong, 9 * right) for sure in (20, 1)]
+        answers = [np.where(errs, sure * wrong, 9 * right) for sure in (20, 1, 2)]
         root = Recipe(workload="w", seed=0)
-        configs = [config(epochs=1.0, learning_rate=rate) for rate in (0.1, 0.2)]
+        configs = [config(epochs=1.0, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
         parts = [Part(recipe=root, outputs=9 * right, scores=np.ones(len(targets)), cost=1.0)]
         parts += [
             Part(recipe=root.then("distill", c), outputs=a, scores=(a.argmax(1) == targets).astype(float), cost=1 / 6)
             for c, a in zip(configs, answers, strict=True)
         ]
-        verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=-0.1, low=-0.12, high=-0.08))
+        verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=-0.4, low=-0.42, high=-0.38))
         tried = tuple(Tried(config=c, verdict=verdict, gain=Interval(value=6.0, low=5.9, high=6.1), training_seconds=1.0) for c in configs)
         situation = self.situation(small_builder, plan, Stage.MODEL, tried=tried, parts=lambda: parts)
-        assert [c["learning_rate"] for c in lever.propose(situation)] == [0.2]
+        assert sorted(c["learning_rate"] for c in lever.propose(situation)) == [0.2, 0.3]
         alone = dataclasses.replace(situation, composes=False)
         assert [c["learning_rate"] for c in lever.propose(alone)] == [0.1]  # the first of equals
 
