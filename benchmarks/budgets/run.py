@@ -89,7 +89,8 @@ def row_of(minutes: int, result: dict[str, Any]) -> dict[str, Any]:
     certified = result["certified"]
     return {
         "minutes": minutes, "label": certified and certified["label"], "quality_difference": certified and certified["quality_difference"],
-        "gain": result["gain"], "points": result["points"], "spent": result["spent"], "environment": result["environment"],
+        "baseline_quality": result["baseline"]["quality"],
+        **{k: result[k] for k in ("gain", "points", "attribution", "joint_search", "spent", "environment")},
     }  # fmt: skip
 
 
