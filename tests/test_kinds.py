@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tenfold import Bundle, TrainConfig, Workload, run
 from tenfold.data.split import Split
 
-BUDGET = 60
+BUDGET = 120
 
 
 class Separable(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.errors import ExportError
+from tenfold.rewrite import rewrite
 from tenfold.store import is_full, unwritable
 from tenfold.train.feed import tensor_of
 
@@ -120,6 +121,7 @@ def export(model: nn.Module, example: Sequence[Array], path: Path) -> None:
         if is_full(error):  # no fault of the model
             raise unwritable(path, error) from error
         raise ExportError(_explain(error)) from error
+    rewrite(path)
     check_parity(model, path, example)
 
 

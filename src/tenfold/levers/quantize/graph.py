@@ -20,6 +20,7 @@ from tenfold import device
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session
 from tenfold.errors import first_line
+from tenfold.levers.quantize.fold import drop_roundings, fold_input
 from tenfold.plan import Materials
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
     Returns:
         `left_out`: names of the layers that stayed float.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -95,6 +97,13 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared))
+        folded = onnx.load(prepared)
+        read = None if signed else fold_input(folded.graph)  # bytes are unsigned, and a layer's inputs and outputs are of one type
+        onnx.save(folded, prepared)
+        options: dict[str, Any] = {"CalibPercentile": PERCENTILE} if config.calibration == "percentile" else {}
+        if read is not None:
+            as_read = {"quant_type": QuantType.QUInt8, "scale": np.array(read.scale, np.float32), "zero_point": np.array(read.zero, np.uint8)}
+            options["TensorQuantOverrides"] = {read.tensor: [as_read]}
         inputs = calibration_inputs(materials, CALIBRATION_EXAMPLES)
         batch = min(CALIBRATION_BATCH, len(inputs[0]))
         whole = len(inputs[0]) // batch * batch  # the histograms cannot take a last batch that is short
@@ -112,8 +121,7 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
                 activation_type=QuantType.QInt8 if signed else QuantType.QUInt8, weight_type=QuantType.QInt8,
                 op_types_to_quantize=list(_COMPUTE) if config.operators == "compute" else None,
                 calibrate_method=method, calibration_cache_path=str(ranges),
-                extra_options={"CalibPercentile": PERCENTILE} if config.calibration == "percentile" else {},
-                **nodes,
+                extra_options=dict(options), **nodes,
             )  # fmt: skip
 
         left_out: list[str] = []
@@ -121,6 +129,9 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
             harm = _harm(prepared, quantize, [x[:SENSITIVITY_EXAMPLES] for x in inputs], Path(scratch))
             left_out = sorted(harm, key=lambda n: (-harm[n], n))[: config.leave_out]
         quantize(target, nodes_to_exclude=left_out)
+        done = onnx.load(target)
+        drop_roundings(done.graph, read)
+        onnx.save(done, target)
     return {"left_out": left_out}
 
 
@@ -158,6 +169,7 @@ def weight_only(source: Path, target: Path, _materials: Materials, config: Quant
 
     with _quiet():
         model = ONNXModel(onnx.load(source))
+        fold_input(model.model.graph)
         model.replace_gemm_with_matmul()
         quantizer = MatMulNBitsQuantizer(model.model, bits=config.bits, block_size=32, is_symmetric=True, accuracy_level=4)
         quantizer.process()
