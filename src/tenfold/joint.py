@@ -9,12 +9,13 @@ the levers that compose.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tenfold.candidate import Candidate, Entrant
+from tenfold.foresee import promise
 from tenfold.lever import Lever, Searched, Stage, apply_all
 from tenfold.recipe import Pull, Recipe
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ROUND = 4
 """Recipes asked for at once."""
-EXPLORE_SHARE = 0.45
+EXPLORE_SHARE = 0.4
 """Of the time of the joint search, for short trainings; the rest is for full ones and for what is made of them."""
 COMPOSE_SHARE = 0.2
 """Of the time of the joint search, kept for compressing and composing at the end."""
@@ -138,10 +139,9 @@ class JointSearch:
         by_name = {lever.name: lever for lever in self.levers[Stage.MODEL]}
         able = [c for c in self.seen.values() if _values(c) is not None and c.recipe.pulls[0].lever in by_name and c.training_seconds > 0]
         able = [c for c in able if c.recipe.pulls[0] not in self.promoted]
-        ranked = sorted(able, key=lambda c: (-contribution(_point(c), [_point(o) for o in able if o is not c]), c.recipe.id))
-        if not ranked:
+        if not able:
             return False
-        best = ranked[0]
+        best = min(able, key=self._promise(able))
         left = self.search.left(f"joint:length:{turn}")
         times = min(MOST_TIMES, FULL_SHARE * left / best.training_seconds)
         if times < LEAST_TIMES:
@@ -151,6 +151,23 @@ class JointSearch:
         recipe = self.search.root.recipe.then(first.lever, by_name[first.lever].longer(first.config, times))
         _, stopped = self.search.joint_round(f"full:{turn}", [self._entered(recipe)])
         return not stopped
+
+    def _promise(self, able: Sequence[Candidate]) -> Callable[[Candidate], tuple[float, str]]:
+        """What orders candidates with short trainings, the best first: the cost that each would come to as the first part of a
+        cascade; by what it adds to the front where nothing is composed."""
+        situation = self._situation(Stage.COMPOSE)
+        parts = {p.recipe.id: p for p in situation.parts()}
+        baseline = parts[self.search.root.recipe.id]
+        composes = situation.composes and situation.workload.classifies and baseline.outputs.ndim == 2
+        if not (composes and situation.objective == "serve"):
+            return lambda c: (-contribution(_point(c), [_point(o) for o in able if o is not c]), c.recipe.id)
+        behind = self.search.cheapest_firm()
+
+        def cost(candidate: Candidate) -> tuple[float, str]:
+            part = parts.get(candidate.recipe.id)
+            return promise(part, baseline, situation.margin, behind) if part else math.inf, candidate.recipe.id
+
+        return cost
 
     def _controls(self) -> dict[str, Any]:
         """The hypervolume that each kind of round reached, above what the worst trial shows."""

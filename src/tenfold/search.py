@@ -217,6 +217,10 @@ class Search:
         answer: float = self.ledger.remember(f"left:{question}", lambda: min(self.budget.left, 1e9))
         return answer
 
+    def cheapest_firm(self) -> float:
+        """Cost over the baseline's of the cheapest candidate so far whose quality the test split would certify; 1 where there is none."""
+        return min((1 / c.gain.value for c in self.ladder.candidates if c.whole and c.gain and self._is_firm(c)), default=1.0)
+
     def joint_round(self, turn: int | str, entries: Sequence[Entrant]) -> tuple[list[Candidate], bool]:
         """Measure recipes of the joint search in full; its candidates are kept with the ladder's."""
         self.view.lever(f"joint search, round {turn}", "joint", self.budget.left)

@@ -18,10 +18,10 @@ import pytest
 from torch import nn
 
 from tenfold.build import Builder
-from tenfold.data.split import Split
+from tenfold.data.split import Array, Split
 from tenfold.engine import open_session, run_in_batches
 from tenfold.execute import plain_session
-from tenfold.lever import Config, Lever, Refusal, Situation, Stage, card, discover
+from tenfold.lever import Config, Lever, Part, Refusal, Situation, Stage, card, discover
 from tenfold.plan import Plan
 from tenfold.recipe import Recipe, canonical
 from tenfold.store import Store
@@ -59,6 +59,12 @@ def small_builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     """A builder for `small_workload` with a store of its own."""
     workload = small_workload()
     return Builder(workload, load(workload), Store(tmp_path_factory.mktemp("steps")), seed=0, threads=1)
+
+
+def part(name: str, right: Array, sureness: Array, cost: float) -> Part:
+    """A part whose first logit says how sure it is."""
+    outputs = np.stack([sureness * 10, np.zeros(len(right)), np.zeros(len(right))], axis=1)
+    return Part(recipe=Recipe(workload="w").then("distill", {"name": name}), outputs=outputs, scores=right.astype(float), cost=cost)
 
 
 class LeverContract:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tenfold import foresee
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.insights import confidence
 from tenfold.lever import Config, Refusal, Situation, Stage, apply_all
-from tenfold.levers.cascade import foresee
 from tenfold.levers.cascade.splice import load, splice
 from tenfold.plan import Join, Materials, Plan
 from tenfold.recipe import Pull

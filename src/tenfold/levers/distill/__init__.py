@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from tenfold import foresee
 from tenfold.export import Served
 from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
-from tenfold.levers.cascade import foresee
 from tenfold.levers.distill import families
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import is_mixable, learn_from_teacher
 
-TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, float("inf")))
+TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, float("inf")))
 """Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
 may answer the easy inputs of a cascade."""
 A_TIER = 2
@@ -32,7 +32,7 @@ WITHIN_REACH = 3.0
 """Margins by which a student may be worse after a short training, and yet be trained in full to stand alone."""
 TRAIN_SHARE = 0.5
 """Of the budget that is left after the short trainings: for those in full."""
-SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 5.0
+SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 10.0
 """Of a short training, and of the longest, in trainings of the baseline."""
 SKELETON_SECONDS, SKELETON_SHARE = 4.0, 0.04
 """Writing out and timing one untrained student; and the share of the budget for all."""
@@ -156,16 +156,24 @@ def _in_full(situation: Situation) -> Sequence[Config]:
 
 
 def _best_before_others(tried: Sequence[Tried], situation: Situation) -> list[Tried]:
-    """Those that would make most of a cascade with the baseline behind them, as they answer after a short training; the best first."""
+    """Those that would make most of a cascade with the baseline behind them, by what they answer after a short training: the best
+    one, then the one that would make most before it, and so on."""
     if situation.objective != "serve" or not (situation.composes and situation.workload.classifies):
         return []
     parts = situation.parts()
-    costs: list[tuple[float, int]] = []
-    for number, one in enumerate(tried):
-        own = [p for p in parts if p.recipe.pulls and p.recipe.pulls[-1].config == one.config]
-        if found := [f.cost for p in own for f in foresee.best([parts[0], p], situation.margin)]:
-            costs.append((min(found), number))
-    return [tried[number] for _, number in sorted(costs)[:BEFORE_OTHERS]]
+    if parts[0].outputs.ndim != 2:
+        return []
+    own = {number: p for number, one in enumerate(tried) for p in parts if p.recipe.pulls and p.recipe.pulls[-1].config == one.config}
+    chosen: list[int] = []
+    behind = 1.0
+    while own and len(chosen) < BEFORE_OTHERS:
+        cost, best = min((foresee.promise(p, parts[0], situation.margin, behind), number) for number, p in own.items())
+        if cost >= behind:
+            break
+        chosen.append(best)
+        behind = cost
+        del own[best]
+    return [tried[number] for number in chosen]
 
 
 def _may_come_to_stand_alone(tried: Tried, margin: float) -> bool:

@@ -25,9 +25,9 @@ Spec = dict[str, Any]
 
 SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 """Of its width, at which a workload's own family is tried."""
-IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64), (1, 2), 2
+IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64), (0, 1, 2), 2
 TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
-LIKELY = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (48, math.inf), "stride4": (96, math.inf)}
+LIKELY = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (28, math.inf), "stride4": (96, math.inf)}
 POSSIBLE = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (16, math.inf), "stride4": (28, math.inf)}
 """Sides of images, from and to, at which a stem is tried, and at which the joint search may choose it: strides lose the detail of small ones."""
 SGD_RATE, ADAM_RATE = 0.3, 2e-3
@@ -35,7 +35,7 @@ SGD_RATE, ADAM_RATE = 0.3, 2e-3
 
 
 def space(situation: Situation) -> list[Spec]:
-    """Every student that could be tried, in an order in which neighbours are alike."""
+    """Every student that could be tried, in an order in which neighbours cost alike: a few that are evenly spread show the whole range."""
     inputs = situation.examples.valid.inputs
     specs: list[Spec] = []
     if situation.workload.student is not None:
@@ -44,7 +44,7 @@ def space(situation: Situation) -> list[Spec]:
         side = min(inputs[0].shape[2:])
         specs += [
             {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o, smallest=IMAGE_SMALLEST))}  # type: ignore[arg-type]
-            for s, o, d, w in product(_stems(side, LIKELY), ("dense", "separable"), IMAGE_DEPTHS, IMAGE_WIDTHS)
+            for w, d, o, s in product(IMAGE_WIDTHS, IMAGE_DEPTHS, ("dense", "separable"), _stems(side, LIKELY))
         ]
     elif len(inputs) == 1 and inputs[0].ndim == 2 and inputs[0].dtype.kind == "f":
         specs += [

@@ -21,6 +21,9 @@ SAFETY = (0.2, 0.0, -0.2, -0.4, -0.6)
 MOST_PARTS = 10
 OVERHEAD = 0.005
 """Cost of a decision, over the baseline's prediction, until it is known better."""
+AIM, HANDS_ON_LESS = -0.4, 0.5
+"""Quality difference, in margins, for which a part hands on; and what it hands on once it is trained in full, over what it does after a
+short training."""
 LEAST_GAIN = 1.02
 """Over the cheapest part that is good enough alone."""
 
@@ -79,6 +82,23 @@ def _useful(parts: Sequence[Part]) -> list[Part]:
         at = int(np.argmin(ratios))
         out.pop(at if out[at + 1] is parts[0] or at == len(ratios) - 1 else at + 1)
     return out
+
+
+def least_share(part: Part, baseline: Part, aim: float) -> float:
+    """Of the examples, that a part has to hand on to the baseline, those that it is least sure of first, for a quality difference of `aim`."""
+    order = np.argsort(confidence(part.outputs), kind="stable")
+    lost = np.concatenate([[0.0], np.cumsum((baseline.scores - part.scores)[order])])  # won back by handing on the first k
+    reached = (lost - lost[-1]) / len(order) >= aim - 1e-12
+    return float(np.argmax(reached) / len(order))
+
+
+def promise(part: Part, baseline: Part, margin: float, behind: float) -> float:
+    """Cost, over the baseline's, that a part with a short training would come to as the first of a cascade were it trained in full.
+
+    Args:
+        behind: cost of what answers well enough where it is not sure.
+    """
+    return part.cost + OVERHEAD + HANDS_ON_LESS * least_share(part, baseline, AIM * margin) * behind
 
 
 def overhead_of(measured: Sequence[tuple[Foreseen, float]], overhead: float = OVERHEAD) -> float:

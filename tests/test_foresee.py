@@ -1,0 +1,104 @@
+"""What cascades would come to by the recorded answers of their parts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tenfold import foresee
+from tenfold.insights import confidence
+from tenfold.lever import Part
+from tenfold.recipe import Recipe
+from tenfold.testing import part
+
+
+def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
+    rng = np.random.default_rng(0)
+    n = 1_000
+    baseline = dataclasses.replace(part("base", rng.random(n) < 0.95, rng.random(n), 1.0), recipe=Recipe(workload="w"))
+    sureness = rng.random(n)
+    small = part("small", rng.random(n) < 0.7 + 0.3 * sureness, sureness, 0.1)
+    middle = part("middle", rng.random(n) < 0.93, rng.random(n), 0.4)
+    found = foresee.best([baseline, small, middle], 0.05)
+    assert found
+    for f in found:
+        scores, rows = f.parts[0].scores.copy(), np.arange(n)
+        cost = f.parts[0].cost
+        for before, after, share in zip(f.parts, f.parts[1:], f.hand_on, strict=False):
+            order = np.argsort(confidence(before.outputs)[rows], kind="stable")
+            cost += foresee.OVERHEAD * len(rows) / n
+            rows = rows[order[: round(share * n)]]
+            scores[rows] = after.scores[rows]
+            cost += len(rows) / n * after.cost
+        assert f.quality == pytest.approx((scores - baseline.scores).mean(), abs=1e-9)
+        assert f.cost == pytest.approx(cost, abs=1e-9)
+    assert [f.cost for f in found] == sorted((f.cost for f in found), reverse=True)  # from safe to cheap
+
+
+def test_answers_are_blended_where_two_models_err_less_together() -> None:
+    """What is foreseen of a blend is what the blended answers score."""
+    rng = np.random.default_rng(3)
+    n, targets = 1_000, rng.integers(0, 3, 1_000)
+
+    def score(outputs: np.ndarray) -> np.ndarray:
+        return (outputs.argmax(1) == targets).astype(float)
+
+    def noisy(name: str, noise: float, cost: float) -> Part:
+        outputs = 4 * np.eye(3)[targets] + noise * rng.normal(size=(n, 3))
+        return Part(recipe=Recipe(workload="w").then("distill", {"name": name}), outputs=outputs, scores=score(outputs), cost=cost)
+
+    baseline = dataclasses.replace(noisy("base", 2.0, 1.0), recipe=Recipe(workload="w"))
+    small, middle = noisy("small", 3.0, 0.1), noisy("middle", 2.5, 0.3)
+    parts = [baseline, small, middle]
+    found = foresee.best(parts, 0.05, score=score)
+    assert {f.blend for f in found} - {0.0}
+    assert min(f.cost for f in found) < min(f.cost for f in foresee.best(parts, 0.05))
+    for f in found:
+        so_far = f.parts[0].outputs
+        answers, rows = so_far.copy(), np.arange(n)
+        for after, share in zip(f.parts[1:], f.hand_on, strict=True):
+            rows = rows[np.argsort(confidence(so_far)[rows], kind="stable")[: round(share * n)]]
+            so_far = (1 - f.blend) * after.outputs + f.blend * so_far
+            answers[rows] = so_far[rows]
+        assert f.quality == pytest.approx((score(answers) - baseline.scores).mean(), abs=1e-9)
+
+
+def test_the_cost_of_a_decision_is_the_median_of_what_cascades_cost_beside_their_parts() -> None:
+    parts = [part(str(i), np.ones(10), np.ones(10), 1.0) for i in range(3)]
+    pair = foresee.Foreseen(parts=(parts[0], parts[1]), hand_on=(0.2,), quality=0.0, cost=0.5 + 0.005)
+    triple = foresee.Foreseen(parts=tuple(parts), hand_on=(0.5, 0.1), quality=0.0, cost=0.6 + 1.5 * 0.005)
+    assert foresee.overhead_of([(pair, 0.52), (triple, 0.6 + 1.5 * 0.04), (pair, 0.9)]) == pytest.approx(0.04)
+    assert foresee.overhead_of([(pair, 0.1)]) == 0.0
+
+
+def test_nothing_is_foreseen_where_one_model_alone_is_better() -> None:
+    rng = np.random.default_rng(1)
+    n = 1_000
+    right = rng.random(n) < 0.95
+    baseline = dataclasses.replace(part("base", right, rng.random(n), 1.0), recipe=Recipe(workload="w"))
+    perfect = part("perfect", np.ones(n), rng.random(n), 0.1)
+    assert foresee.best([baseline, perfect], 0.005) == []
+
+
+def test_the_least_share_is_the_first_that_wins_back_enough() -> None:
+    rng = np.random.default_rng(4)
+    n = 500
+    baseline = part("base", rng.random(n) < 0.95, rng.random(n), 1.0)
+    sureness = rng.random(n)
+    small = part("small", rng.random(n) < 0.6 + 0.4 * sureness, sureness, 0.1)
+    order = np.argsort(confidence(small.outputs), kind="stable")
+
+    def difference(k: int) -> float:
+        scores = small.scores.copy()
+        scores[order[:k]] = baseline.scores[order[:k]]
+        return float((scores - baseline.scores).mean())
+
+    for aim in (-0.1, -0.02, 0.0):
+        k = round(foresee.least_share(small, baseline, aim) * n)
+        assert difference(k) >= aim - 1e-9
+        assert all(difference(i) < aim for i in range(k))
+    assert foresee.least_share(baseline, baseline, 0.0) == 0.0
+    worse = dataclasses.replace(small, scores=np.zeros(n))
+    assert foresee.least_share(worse, baseline, 0.0) > 0.9
