@@ -102,3 +102,21 @@ def test_the_least_share_is_the_first_that_wins_back_enough() -> None:
     assert foresee.least_share(baseline, baseline, 0.0) == 0.0
     worse = dataclasses.replace(small, scores=np.zeros(n))
     assert foresee.least_share(worse, baseline, 0.0) > 0.9
+
+
+def test_a_small_student_is_promising_before_one_that_is_sure_of_more() -> None:
+    rng = np.random.default_rng(5)
+    n = 2_000
+    baseline = part("base", np.ones(n), rng.random(n), 1.0)
+
+    def student(name: str, errs: float, cost: float) -> Part:
+        sureness = rng.random(n)
+        return part(name, sureness > errs, sureness, cost)  # errs on what it is least sure of
+
+    small, middle, worse, dear = student("a", 0.4, 0.05), student("b", 0.2, 0.15), student("c", 0.6, 0.06), student("d", 0.1, 0.9)
+    assert foresee.promising([dear, middle, worse, small], baseline, 0.005) == [3, 1]
+    assert foresee.promising([middle, dataclasses.replace(dear, cost=0.99)], baseline, 0.005) == [0]
+    assert foresee.promising([dataclasses.replace(dear, cost=1.2)], baseline, 0.005) == []
+    assert foresee.promising([], baseline, 0.005) == []
+    alone = foresee.promise(middle, baseline, 0.005, 1.0)
+    assert foresee.promise(small, baseline, 0.005, alone) < foresee.promise(small, baseline, 0.005, 1.0)

@@ -20,7 +20,7 @@ from tenfold.data.split import Array, Split
 from tenfold.engine import open_session, run_in_batches
 from tenfold.errors import TenfoldError, WorkloadError, first_line
 from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
-from tenfold.plan import Materials, ModelPass, Plan
+from tenfold.plan import GraphPass, Materials, ModelPass, Plan
 from tenfold.store import Step, Store, write_atomic
 from tenfold.teaching import learning_key, teacher_of
 from tenfold.train.feed import batch_of
@@ -210,15 +210,20 @@ class Builder:
         return all(self.store.has(self.shaped_key(p)) for p in _trainings(plan))
 
     def skeleton(self, plan: Plan) -> Path:
-        """The graph of the plan's structure before it is taught anything: good for timing alone."""
+        """The graph of the plan's structure before it is taught anything, after all passes: good for timing alone."""
+        key: dict[str, Any] = {"step": "skeleton", "from": self.shaped_key(plan), "versions": self._exporters()}
 
         def write(folder: Path) -> dict[str, Any]:
             example = self.examples.valid.take(slice(0, 64)).inputs
             export(self.structure(plan), example, folder / "model.onnx")
             return {}
 
-        key = {"step": "skeleton", "from": self.shaped_key(plan), "versions": self._exporters()}
-        return self.step("export", key, write).path / "model.onnx"
+        path = self.step("export", key, write).path / "model.onnx"
+        for done in plan.graph_passes:
+            key = self._after(done, key)
+            work = partial(self._passed, done, path)
+            path = self.step("calibrate", key, work).path / "model.onnx"
+        return path
 
     def graph_key(self, plan: Plan) -> dict[str, Any]:
         """Identity of the plan's graph; it can be known without building."""
@@ -226,14 +231,16 @@ class Builder:
             key = {"step": "join", "join": plan.join.key, "from": [self.graph_key(p) for p in plan.join.parts], "versions": self.graph_tools()}
         else:
             key = {"step": "export", "from": self.shaped_key(plan), "versions": self._exporters()}
-        for graph in plan.graph_passes:
-            key = {
-                "step": "graph pass",
-                "pass": graph.key,
-                "from": key,
-                "versions": self.graph_tools(),
-            }
+        for done in plan.graph_passes:
+            key = self._after(done, key)
         return key
+
+    def _after(self, done: GraphPass, key: dict[str, Any]) -> dict[str, Any]:
+        """Identity of a graph after a pass."""
+        return {"step": "graph pass", "pass": done.key, "from": key, "versions": self.graph_tools()}
+
+    def _passed(self, done: GraphPass, source: Path, folder: Path) -> dict[str, Any]:
+        return done.apply(source, folder / "model.onnx", self._materials(folder, "calibrating"))
 
     def _exporters(self) -> list[str | None]:
         return [__version__, *(self._versions.get(p) for p in ("torch", "onnx", "onnxscript"))]
@@ -245,11 +252,9 @@ class Builder:
         """The ONNX graph, `model.onnx`, after all passes."""
         if plan.graph_passes:
             before = dataclasses.replace(plan, graph_passes=plan.graph_passes[:-1])
-            last = plan.graph_passes[-1]
 
             def work(folder: Path) -> dict[str, Any]:
-                source, target = self.graph(before).path / "model.onnx", folder / "model.onnx"
-                return last.apply(source, target, self._materials(folder, "calibrating"))
+                return self._passed(plan.graph_passes[-1], self.graph(before).path / "model.onnx", folder)
 
             return self.step("calibrate", self.graph_key(plan), work)
 

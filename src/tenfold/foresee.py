@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -99,6 +99,17 @@ def promise(part: Part, baseline: Part, margin: float, behind: float) -> float:
         behind: cost of what answers well enough where it is not sure.
     """
     return part.cost + OVERHEAD + HANDS_ON_LESS * least_share(part, baseline, AIM * margin) * behind
+
+
+def promising(students: Sequence[Part], baseline: Part, margin: float) -> list[int]:
+    """Of students with short trainings, the one or the two, from cheap to good, that promise most before the baseline: their places."""
+    alone = [promise(s, baseline, margin, 1.0) for s in students]
+    chains: list[tuple[float, tuple[int, ...]]] = [(cost, (i,)) for i, cost in enumerate(alone)]
+    for (i, first), (j, second) in permutations(enumerate(students), 2):
+        if first.cost < second.cost:
+            chains.append((promise(first, baseline, margin, alone[j]), (i, j)))
+    cost, best = min(chains, default=(1.0, ()))
+    return list(best) if cost < 1.0 else []
 
 
 def overhead_of(measured: Sequence[tuple[Foreseen, float]], overhead: float = OVERHEAD) -> float:

@@ -77,7 +77,8 @@ ENSEMBLE_SHARE, MOST_TEACHERS = 0.1, 4
 """Of the whole budget, that further trainings of the baseline may take, to teach together; and how many at the most."""
 
 
-def _no_ratios(configs: Sequence[Config]) -> list[float | str]:
+def _no_ratios(configs: Sequence[Config], *, compressed: bool = False) -> list[float | str]:
+    del compressed
     return ["nothing is measured here"] * len(configs)
 
 
@@ -107,9 +108,9 @@ class Situation:
     """What the baseline's training took; 0 where it was given."""
     tried: tuple[Tried, ...] = ()
     """This lever's configs so far, in the order of trying."""
-    skeleton_ratios: Callable[[Sequence[Config]], Sequence[float | str]] = _no_ratios
-    """Configs of this lever to how many times cheaper than the baseline their structures measure, untrained; or, in words,
-    why one cannot be built."""
+    skeleton_ratios: Callable[..., Sequence[float | str]] = _no_ratios
+    """(configs of this lever, compressed=False) to how many times cheaper than the baseline their structures measure, untrained; or, in
+    words, why one cannot be built. `compressed`: each as it is or by the first guess of the levers of compression, whichever is cheaper."""
     parts: Callable[[], Sequence[Part]] = tuple
     """What has been measured in full so far, the baseline first."""
     composes: bool = True

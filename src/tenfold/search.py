@@ -6,7 +6,7 @@ killed goes on with the choices that its recorded measurements imply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -375,7 +375,7 @@ class Search:
 
     # ------------------------------------------------------------ what a lever may ask
 
-    def _skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config]) -> list[float | str]:
+    def _skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config], *, compressed: bool = False) -> list[float | str]:
         """How many times cheaper than the baseline the structures of a lever's configs are, untrained, or why one cannot be built; recorded."""
 
         def measure() -> dict[str, Any]:
@@ -383,21 +383,34 @@ class Search:
             plans, failed = {}, {}
             for i, config in enumerate(configs):
                 self.view.note(f"{lever.name}: sizing", i / len(configs))
-                try:
-                    self.evaluator.builder.skeleton(plan := lever.apply(now.plan, config))
-                except (TenfoldError, RuntimeError, ValueError) as error:
-                    if isinstance(error.__cause__, OSError):
-                        raise
-                    failed[str(i)] = str(error)
-                else:
-                    plans[str(i)] = plan
+                for form, plan in enumerate(self._forms(lever.apply(now.plan, config), compressed=compressed)):
+                    try:
+                        self.evaluator.builder.skeleton(plan)
+                    except (TenfoldError, RuntimeError, ValueError) as error:
+                        if isinstance(error.__cause__, OSError):
+                            raise
+                        failed[f"{i}:{form}"] = str(error)
+                    else:
+                        plans[f"{i}:{form}"] = plan
             samples = self.evaluator.costs({BASELINE: self.evaluator.baseline, **plans}, split="valid", seconds=SCREEN_SECONDS, skeletons=True)
             ratios = {n: self.evaluator.ratio(samples[BASELINE], samples[n]).value for n in plans}
             return {"seconds": self.evaluator.timing_seconds - before, "ratios": ratios, "failed": failed}
 
-        found = self.ledger.remember(f"cost:skeletons:{digest([lever.name, now.recipe.id, *configs])[:16]}", measure)
-        known: dict[str, float | str] = {**found["failed"], **found["ratios"]}
-        return [known[str(i)] for i in range(len(configs))]
+        key = digest([lever.name, now.recipe.id, compressed, *configs])[:16]
+        found = self.ledger.remember(f"cost:skeletons:{key}", measure)
+        out: list[float | str] = []
+        for i in range(len(configs)):
+            ratios = [ratio for name, ratio in found["ratios"].items() if name.startswith(f"{i}:")]
+            out.append(max(ratios) if ratios else found["failed"][f"{i}:0"])
+        return out
+
+    def _forms(self, plan: Plan, *, compressed: bool) -> Iterator[Plan]:
+        """A plan, and by the first guess of each lever of compression that can be searched."""
+        yield plan
+        for lever in searched(self._levers(Stage.COMPRESSION)) if compressed else ():
+            situation = self.situation(Stage.COMPRESSION, self.root, ())
+            if space := lever.space(situation):
+                yield lever.apply(plan, lever.at(situation, {name: choices[0] for name, choices in space.items()}))
 
     def _parts(self, tried: Sequence[Candidate]) -> list[Part]:
         """The baseline, and what was measured in full on its engine.

@@ -85,7 +85,7 @@ class LeverContract:
         base = Situation(
             stage=stage, workload=builder.workload, examples=builder.examples, fresh=builder.fresh, plan=plan,
             graph=builder.graph(plan).path / "model.onnx", objective=self.objective, batch=1, margin=0.05, quick=False,
-            seconds_left=600.0, training_seconds=1.0, skeleton_ratios=lambda configs: [1.2 + 0.4 * i for i in range(len(configs))],
+            seconds_left=600.0, training_seconds=1.0, skeleton_ratios=lambda configs, **_: [1.2 + 0.4 * i for i in range(len(configs))],
         )  # fmt: skip
         return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 

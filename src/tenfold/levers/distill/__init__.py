@@ -26,16 +26,14 @@ A_TIER = 2
 """Students of a tier that are tried in a short training: those with most capacity for their cost."""
 SCREEN_SHARE = 0.3
 """Of the budget, for short trainings: those of the cheapest students come first."""
-BEFORE_OTHERS = 2
-"""Students that are trained in full for what they promise in a cascade."""
 WITHIN_REACH = 3.0
 """Margins by which a student may be worse after a short training, and yet be trained in full to stand alone."""
 TRAIN_SHARE = 0.5
 """Of the budget that is left after the short trainings: for those in full."""
 SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 10.0
 """Of a short training, and of the longest, in trainings of the baseline."""
-SKELETON_SECONDS, SKELETON_SHARE = 4.0, 0.04
-"""Writing out and timing one untrained student; and the share of the budget for all."""
+SKELETON_SECONDS, SKELETON_SHARE = 5.0, 0.04
+"""Writing out and timing one untrained student, as it is and compressed; and the share of the budget for all."""
 WORTH_OF_HALF_THE_COST, WORTH_OF_HALF_THE_TRAINING = 2.0, 0.5
 """In margins of quality after a short training, of which a longer one makes up for a part."""
 RATES = (0.5, 1.0, 2.0)
@@ -118,7 +116,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     most = int(situation.budget * SKELETON_SHARE / SKELETON_SECONDS)
     specs = _spread(specs, max(3, most))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
-    ratios = situation.skeleton_ratios(configs)
+    ratios = situation.skeleton_ratios(configs, compressed=True)
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
     if not cheaper:
         return dearest(ratios, TIERS[0][0])
@@ -156,24 +154,19 @@ def _in_full(situation: Situation) -> Sequence[Config]:
 
 
 def _best_before_others(tried: Sequence[Tried], situation: Situation) -> list[Tried]:
-    """Those that would make most of a cascade with the baseline behind them, by what they answer after a short training: the best
-    one, then the one that would make most before it, and so on."""
-    if situation.objective != "serve" or not (situation.composes and situation.workload.classifies):
-        return []
+    """Those that would make most of a cascade with the baseline behind them, by what they answer after a short training."""
     parts = situation.parts()
-    if parts[0].outputs.ndim != 2:
+    able = situation.composes and situation.workload.classifies and bool(parts) and parts[0].outputs.ndim == 2
+    if situation.objective != "serve" or not able:
         return []
-    own = {number: p for number, one in enumerate(tried) for p in parts if p.recipe.pulls and p.recipe.pulls[-1].config == one.config}
-    chosen: list[int] = []
-    behind = 1.0
-    while own and len(chosen) < BEFORE_OTHERS:
-        cost, best = min((foresee.promise(p, parts[0], situation.margin, behind), number) for number, p in own.items())
-        if cost >= behind:
-            break
-        chosen.append(best)
-        behind = cost
-        del own[best]
-    return [tried[number] for number in chosen]
+    ratios = situation.skeleton_ratios([t.config for t in tried], compressed=True)
+    numbers, students = [], []
+    for number, (one, ratio) in enumerate(zip(tried, ratios, strict=True)):
+        for part in parts:
+            if part.recipe.pulls and part.recipe.pulls[-1].config == one.config:
+                numbers.append(number)
+                students.append(dataclasses.replace(part, cost=min(part.cost, 1 / ratio)) if isinstance(ratio, float) else part)
+    return [tried[numbers[i]] for i in foresee.promising(students, parts[0], situation.margin)]
 
 
 def _may_come_to_stand_alone(tried: Tried, margin: float) -> bool:

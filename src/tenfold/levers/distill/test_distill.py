@@ -52,14 +52,14 @@ class TestDistill(LeverContract):
         assert "give train= or unlabelled=" in answer.reason
 
     def test_refuses_a_student_space_with_nothing_cheaper(self, lever, small_builder: Builder, plan: Plan) -> None:
-        dear = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [0.9] * len(configs))
+        dear = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [0.9] * len(configs))
         answer = lever.propose(dear)
         assert isinstance(answer, Refusal)
         assert "2× cheaper" in answer.reason
         assert "0.90×" in answer.reason
 
     def test_says_why_no_student_can_be_built(self, lever, small_builder: Builder, plan: Plan) -> None:
-        broken = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: ["student(0.5) raised KeyError"] * len(configs))
+        broken = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: ["student(0.5) raised KeyError"] * len(configs))
         answer = lever.propose(broken)
         assert isinstance(answer, Refusal)
         assert "student(0.5) raised KeyError" in answer.reason
@@ -67,7 +67,7 @@ class TestDistill(LeverContract):
     def test_tries_those_with_most_capacity_for_their_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Where all cost the same: the largest."""
         situation = self.situation(
-            small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [3.0] * len(configs), seconds_left=36_000.0
+            small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [3.0] * len(configs), seconds_left=36_000.0
         )
         tried = [c["student"] for c in lever.propose(situation)]
         capacity = {str(s): families.capacity(s, situation) for s in families.space(situation)}
@@ -78,7 +78,8 @@ class TestDistill(LeverContract):
         ratios = (3.0, 12.0)
         asked: list[Config] = []
 
-        def sized(configs: Sequence[Config]) -> list[float]:
+        def sized(configs: Sequence[Config], *, compressed: bool) -> list[float]:
+            assert compressed
             asked.extend(configs)
             return [ratios[i % 2] for i in range(len(configs))]
 
@@ -117,7 +118,7 @@ class TestDistill(LeverContract):
 
 
     def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
-        """Three students far outside the margin: one errs where it is sure, two where they are not."""
+        """Three students far outside the margin: one errs where it is sure, two, of which one is cheaper, where they are not."""
         from tenfold.lever import Part, Tried
         from tenfold.recipe import Recipe
         from tenfold.verdict import Decision, Interval, Verdict
@@ -130,13 +131,13 @@ class TestDistill(LeverContract):
         configs = [config(epochs=1.0, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
         parts = [Part(recipe=root, outputs=9 * right, scores=np.ones(len(targets)), cost=1.0)]
         parts += [
-            Part(recipe=root.then("distill", c), outputs=a, scores=(a.argmax(1) == targets).astype(float), cost=1 / 6)
-            for c, a in zip(configs, answers, strict=True)
+            Part(recipe=root.then("distill", c), outputs=a, scores=(a.argmax(1) == targets).astype(float), cost=cost)
+            for c, a, cost in zip(configs, answers, (1 / 6, 1 / 6, 1 / 12), strict=True)
         ]
         verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=-0.4, low=-0.42, high=-0.38))
         tried = tuple(Tried(config=c, verdict=verdict, gain=Interval(value=6.0, low=5.9, high=6.1), training_seconds=1.0) for c in configs)
         situation = self.situation(small_builder, plan, Stage.MODEL, tried=tried, parts=lambda: parts)
-        assert sorted(c["learning_rate"] for c in lever.propose(situation)) == [0.2, 0.3]
+        assert [c["learning_rate"] for c in lever.propose(situation)] == [0.3, 0.2]
         alone = dataclasses.replace(situation, composes=False)
         assert [c["learning_rate"] for c in lever.propose(alone)] == [0.1]  # the first of equals
 
