@@ -113,10 +113,25 @@ def test_a_small_student_is_promising_before_one_that_is_sure_of_more() -> None:
         sureness = rng.random(n)
         return part(name, sureness > errs, sureness, cost)  # errs on what it is least sure of
 
-    small, middle, worse, dear = student("a", 0.4, 0.05), student("b", 0.2, 0.15), student("c", 0.6, 0.06), student("d", 0.1, 0.9)
+    small, middle, worse, dear = student("a", 0.4, 0.05), student("b", 0.1, 0.15), student("c", 0.6, 0.06), student("d", 0.05, 0.9)
     assert foresee.promising([dear, middle, worse, small], baseline, 0.005) == [3, 1]
-    assert foresee.promising([middle, dataclasses.replace(dear, cost=0.99)], baseline, 0.005) == [0]
     assert foresee.promising([dataclasses.replace(dear, cost=1.2)], baseline, 0.005) == []
     assert foresee.promising([], baseline, 0.005) == []
-    alone = foresee.promise(middle, baseline, 0.005, 1.0)
-    assert foresee.promise(small, baseline, 0.005, alone) < foresee.promise(small, baseline, 0.005, 1.0)
+
+
+def test_what_is_trained_in_full_stands_beside_what_is_sought() -> None:
+    rng = np.random.default_rng(6)
+    n = 2_000
+    baseline = part("base", np.ones(n), rng.random(n), 1.0)
+    sureness = rng.random(n)
+    full, small, large = (part(name, sureness > errs, sureness, cost) for name, errs, cost in (("f", 0.2, 0.2), ("s", 0.4, 0.05), ("l", 0.3, 0.3)))
+    assert foresee.promising([full, small, large], baseline, 0.005, in_full=1) == [1]
+    assert foresee.promising([full], baseline, 0.005, in_full=1) == []
+
+
+def test_a_weak_student_behind_another_hands_on_all_that_it_would_alone() -> None:
+    """What is hard for the first is hard for the second: a good one behind it is worth its cost."""
+    sureness = np.random.default_rng(7).random(2_000)
+    baseline = part("base", np.ones(2_000), sureness, 1.0)
+    first, weak, good = (part(name, sureness > errs, sureness, cost) for name, errs, cost in (("f", 0.4, 0.05), ("w", 0.3, 0.08), ("g", 0.05, 0.2)))
+    assert foresee.promising([first, weak, good], baseline, 0.005) == [0, 2]

@@ -12,8 +12,10 @@ from tenfold.plan import Plan
 from tenfold.recipe import Recipe
 from tenfold.verdict import Decision, Interval, Verdict
 
-MOST_PARTS = 4
+MOST_PARTS = 6
 """Models that are compressed as parts of a whole."""
+ABOUT_THE_COST = 1.1
+"""Costs within this factor are about the same: a model is no part of a whole where one of about its cost is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +80,13 @@ class Ladder:
 
 
 def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of those measured in full, what no other beats in both quality and cost."""
-    standings = [c.standing for c in candidates if c.whole]
-    kept = {s.recipe for s in front([s for s in standings if s is not None], MOST_PARTS)}
+    """Of those measured in full, what no other beats in quality at about its cost or below."""
+    standings = [s for c in candidates if c.whole and (s := c.standing) is not None]
+    unbeaten = [
+        s for s in standings
+        if not any(o.quality.value > s.quality.value and o.gain.value * ABOUT_THE_COST >= s.gain.value for o in standings)
+    ]  # fmt: skip
+    kept = {s.recipe for s in front(unbeaten, MOST_PARTS)}
     return [c for c in candidates if c.recipe.id in kept]
 
 

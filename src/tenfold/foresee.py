@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations
 
 import numpy as np
 
@@ -24,6 +24,8 @@ OVERHEAD = 0.005
 AIM, HANDS_ON_LESS = -0.4, 0.5
 """Quality difference, in margins, for which a part hands on; and what it hands on once it is trained in full, over what it does after a
 short training."""
+BEHIND = 0.5
+"""Cost of what answers where no student is sure, the baseline compressed, over the baseline's, until it is known better."""
 LEAST_GAIN = 1.02
 """Over the cheapest part that is good enough alone."""
 
@@ -92,24 +94,27 @@ def least_share(part: Part, baseline: Part, aim: float) -> float:
     return float(np.argmax(reached) / len(order))
 
 
-def promise(part: Part, baseline: Part, margin: float, behind: float) -> float:
-    """Cost, over the baseline's, that a part with a short training would come to as the first of a cascade were it trained in full.
+def promising(students: Sequence[Part], baseline: Part, margin: float, *, in_full: int = 0) -> list[int]:
+    """Which of the students with short trainings promise most before the baseline: one, or two, the cheaper first; their places.
+
+    What a cascade of one or two students would come to were they trained in full:
+    `c1 + d + s1 (c2 + d) + s2 b`, with costs c, shares s that each student alone would hand on (what is hard for one is hard for the
+    other), d for a decision and b for what stands behind.
 
     Args:
-        behind: cost of what answers well enough where it is not sure.
+        in_full: so many of the students, the first ones, are trained in full: one of the others is sought, alone or beside one of these.
     """
-    return part.cost + OVERHEAD + HANDS_ON_LESS * least_share(part, baseline, AIM * margin) * behind
-
-
-def promising(students: Sequence[Part], baseline: Part, margin: float) -> list[int]:
-    """Of students with short trainings, the one or the two, from cheap to good, that promise most before the baseline: their places."""
-    alone = [promise(s, baseline, margin, 1.0) for s in students]
-    chains: list[tuple[float, tuple[int, ...]]] = [(cost, (i,)) for i, cost in enumerate(alone)]
-    for (i, first), (j, second) in permutations(enumerate(students), 2):
-        if first.cost < second.cost:
-            chains.append((promise(first, baseline, margin, alone[j]), (i, j)))
-    cost, best = min(chains, default=(1.0, ()))
-    return list(best) if cost < 1.0 else []
+    shares = [least_share(s, baseline, AIM * margin) * (1.0 if i < in_full else HANDS_ON_LESS) for i, s in enumerate(students)]
+    chains: list[tuple[float, list[int]]] = []
+    for i, first in enumerate(students):
+        chains.append((first.cost + OVERHEAD + shares[i] * BEHIND, [i]))
+        for j, second in enumerate(students):
+            if first.cost < second.cost:
+                chains.append((first.cost + OVERHEAD + shares[i] * (second.cost + OVERHEAD) + shares[j] * BEHIND, [i, j]))
+    if in_full:
+        chains = [(cost, new) for cost, chain in chains if len(new := [i for i in chain if i >= in_full]) == 1]
+    cost, best = min(chains, default=(1.0, []))
+    return best if cost < 1.0 else []
 
 
 def overhead_of(measured: Sequence[tuple[Foreseen, float]], overhead: float = OVERHEAD) -> float:

@@ -9,13 +9,13 @@ the levers that compose.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tenfold.candidate import Candidate, Entrant
-from tenfold.foresee import promise
+from tenfold.foresee import promising
 from tenfold.lever import Lever, Searched, Stage, apply_all
 from tenfold.recipe import Pull, Recipe
 
@@ -141,7 +141,7 @@ class JointSearch:
         able = [c for c in able if c.recipe.pulls[0] not in self.promoted]
         if not able:
             return False
-        best = min(able, key=self._promise(able))
+        best = self._most_promising(able)
         left = self.search.left(f"joint:length:{turn}")
         times = min(MOST_TIMES, FULL_SHARE * left / best.training_seconds)
         if times < LEAST_TIMES:
@@ -152,22 +152,26 @@ class JointSearch:
         _, stopped = self.search.joint_round(f"full:{turn}", [self._entered(recipe)])
         return not stopped
 
-    def _promise(self, able: Sequence[Candidate]) -> Callable[[Candidate], tuple[float, str]]:
-        """What orders candidates with short trainings, the best first: the cost that each would come to as the first part of a
-        cascade; by what it adds to the front where nothing is composed."""
+    def _most_promising(self, able: Sequence[Candidate]) -> Candidate:
+        """Of candidates with short trainings, the one that promises most in a cascade, beside what is trained in full; the one that adds
+        most to the front where nothing is composed."""
         situation = self._situation(Stage.COMPOSE)
         parts = {p.recipe.id: p for p in situation.parts()}
-        baseline = parts[self.search.root.recipe.id]
-        composes = situation.composes and situation.workload.classifies and baseline.outputs.ndim == 2
-        if not (composes and situation.objective == "serve"):
-            return lambda c: (-contribution(_point(c), [_point(o) for o in able if o is not c]), c.recipe.id)
-        behind = self.search.cheapest_firm()
+        baseline = parts.pop(self.search.root.recipe.id)
+        if situation.composes and situation.objective == "serve" and situation.workload.classifies and baseline.outputs.ndim == 2:
+            own = {c.recipe.id: c for c in able if c.recipe.id in parts}
+            full = [p for name, p in parts.items() if name not in self.seen and p.cost < 1.0]
+            short = [replace(parts[name], cost=min(parts[name].cost, self._cost_compressed(c))) for name, c in own.items()]
+            if found := promising([*full, *short], baseline, situation.margin, in_full=len(full)):
+                return list(own.values())[found[0] - len(full)]
+        return min(able, key=lambda c: (-contribution(_point(c), [_point(o) for o in able if o is not c]), c.recipe.id))
 
-        def cost(candidate: Candidate) -> tuple[float, str]:
-            part = parts.get(candidate.recipe.id)
-            return promise(part, baseline, situation.margin, behind) if part else math.inf, candidate.recipe.id
-
-        return cost
+    def _cost_compressed(self, candidate: Candidate) -> float:
+        """Of a candidate's model, by the first guess of the levers of compression, over the baseline's."""
+        first = candidate.recipe.pulls[0]
+        lever = next(v for v in self.levers[Stage.MODEL] if v.name == first.lever)
+        (ratio,) = self.search.skeleton_ratios(lever, self.search.root, [first.config], compressed=True)
+        return 1 / ratio if isinstance(ratio, float) else math.inf
 
     def _controls(self) -> dict[str, Any]:
         """The hypervolume that each kind of round reached, above what the worst trial shows."""

@@ -190,7 +190,7 @@ class Search:
 
     def _propose(self, lever: Lever, stage: Stage, now: Rung, turn: int, tried: Sequence[Candidate]) -> list[Config] | Refusal:
         def ask() -> Any:
-            answer = lever.propose(replace(self.situation(stage, now, tried), skeleton_ratios=partial(self._skeleton_ratios, lever, now)))
+            answer = lever.propose(replace(self.situation(stage, now, tried), skeleton_ratios=partial(self.skeleton_ratios, lever, now)))
             return {"refusal": answer.reason} if isinstance(answer, Refusal) else {"configs": list(answer)}
 
         if self.settings.quick and stage in (Stage.TRAIN, Stage.MODEL):
@@ -216,10 +216,6 @@ class Search:
         """Seconds of the budget that are left; asked once a question, and recorded."""
         answer: float = self.ledger.remember(f"left:{question}", lambda: min(self.budget.left, 1e9))
         return answer
-
-    def cheapest_firm(self) -> float:
-        """Cost over the baseline's of the cheapest candidate so far whose quality the test split would certify; 1 where there is none."""
-        return min((1 / c.gain.value for c in self.ladder.candidates if c.whole and c.gain and self._is_firm(c)), default=1.0)
 
     def joint_round(self, turn: int | str, entries: Sequence[Entrant]) -> tuple[list[Candidate], bool]:
         """Measure recipes of the joint search in full; its candidates are kept with the ladder's."""
@@ -375,7 +371,7 @@ class Search:
 
     # ------------------------------------------------------------ what a lever may ask
 
-    def _skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config], *, compressed: bool = False) -> list[float | str]:
+    def skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config], *, compressed: bool = False) -> list[float | str]:
         """How many times cheaper than the baseline the structures of a lever's configs are, untrained, or why one cannot be built; recorded."""
 
         def measure() -> dict[str, Any]:

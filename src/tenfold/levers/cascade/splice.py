@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper, inliner, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from tenfold.engine import GraphError
+from tenfold.errors import first_line
 
 OUTPUT = "output"
 
@@ -41,7 +43,10 @@ def splice(parts: Sequence[ModelProto], thresholds: Sequence[float], blend: floa
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, _dims(parts[0].graph.output[0]))
     graph = helper.make_graph(nodes, "cascade", inputs, [output], initializer=list(parts[0].graph.initializer))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=max(p.ir_version for p in parts))
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise GraphError(f"the graphs of a cascade cannot be spliced ({first_line(error)}): leave that part out") from error
     return model
 
 
@@ -149,7 +154,7 @@ def _dims(info: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def load(path: Path) -> ModelProto:
-    """A graph whose output is one float (batch, classes).
+    """A graph whose output is one float (batch, classes), its nodes in order: tools that change graphs may append what comes first.
 
     Raises:
         GraphError: it is not.
@@ -158,4 +163,5 @@ def load(path: Path) -> ModelProto:
     output = model.graph.output[0]
     if output.type.tensor_type.elem_type != TensorProto.FLOAT or len(_dims(output)) != 2:
         raise GraphError(f"a cascade needs class scores (batch, classes) of float32, {path.name} gives {_dims(output)}: leave it out")
+    ONNXModel(model).topological_sort()
     return model

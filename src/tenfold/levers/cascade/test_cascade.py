@@ -182,6 +182,20 @@ def test_thresholds_hand_on_the_share_that_was_asked_for(small_builder: Builder,
     assert 0 < meta["thresholds"][0] <= 1
 
 
+def test_a_part_whose_nodes_stand_in_no_order_is_spliced(small_builder: Builder, tmp_path: Path) -> None:
+    """onnxruntime's conversion to float16 appends the cast of an input after what reads it."""
+    baseline = Plan(training=small_builder.workload.training, session=plain_session())
+    half = apply_all(baseline, [Pull("precision", {"weights": "float16", "compute": "float32"})])
+    path = small_builder.graph(half).path / "model.onnx"
+    with pytest.raises(onnx.checker.ValidationError, match="topologically sorted"):
+        onnx.checker.check_model(onnx.load(path))
+    spliced = splice([load(path), load(path)], [0.5])
+    images = small_builder.examples.valid.inputs
+    onnx.save(spliced, tmp_path / "spliced.onnx")
+    whole, alone = (run_in_batches(open_session(p, SessionConfig()), images, 7) for p in (tmp_path / "spliced.onnx", path))
+    np.testing.assert_allclose(whole, alone, atol=0.02)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.001])
 def test_a_cascade_that_hands_on_all_or_nothing_is_refused(small_builder: Builder, share: float) -> None:
     with pytest.raises(GraphError, match="is none: choose a share between"):

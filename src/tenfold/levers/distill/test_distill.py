@@ -118,15 +118,14 @@ class TestDistill(LeverContract):
 
 
     def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
-        """Three students far outside the margin: one errs where it is sure, two, of which one is cheaper, where they are not."""
+        """Three students far outside the margin: one errs where it is sure, two where they are not, of which the cheaper one errs more."""
         from tenfold.lever import Part, Tried
         from tenfold.recipe import Recipe
         from tenfold.verdict import Decision, Interval, Verdict
 
         targets = small_builder.examples.valid.targets
         right, wrong = np.eye(3, dtype=np.float32)[targets], np.eye(3, dtype=np.float32)[(targets + 1) % 3]
-        errs = (np.arange(len(targets)) % 10 == 0)[:, None]
-        answers = [np.where(errs, sure * wrong, 9 * right) for sure in (20, 1, 2)]
+        answers = [np.where((np.arange(len(targets)) % every == 0)[:, None], sure * wrong, 9 * right) for every, sure in ((10, 20), (20, 1), (10, 2))]
         root = Recipe(workload="w", seed=0)
         configs = [config(epochs=1.0, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
         parts = [Part(recipe=root, outputs=9 * right, scores=np.ones(len(targets)), cost=1.0)]
