@@ -15,15 +15,15 @@ def rewrite(path: Path) -> None:
         onnx.save(model, path)
 
 
-def pool_means(graph: GraphProto) -> int:
-    """Means over all positions of a (batch, channels, …) tensor become GlobalAveragePool, in place; their number.
+def pool_means(graph: GraphProto) -> bool:
+    """Means over all positions of a (batch, channels, …) tensor become GlobalAveragePool, in place; whether there were any.
 
     PyTorch's exporter writes `AdaptiveAvgPool2d(1)` and `x.mean((2, 3))` as ReduceMean, which onnxruntime neither computes in
     integers nor in the layouts of its convolutions: what comes before is converted back for it.
     """
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.input, *graph.value_info) if v.type.tensor_type.HasField("shape")}
-    done = 0
+    done: set[str] = set()
     for index, node in reversed(list(enumerate(graph.node))):
         if node.op_type != "ReduceMean" or len(node.input) != 2 or (rank := ranks.get(node.input[0], 0)) < 3:
             continue
@@ -39,6 +39,14 @@ def pool_means(graph: GraphProto) -> int:
         graph.node.remove(node)
         for made in reversed(new):
             graph.node.insert(index, made)
-        done += 1
-    return done
+        done.add(node.input[1])
+    for unused in [i for i in graph.initializer if i.name in done - _read(graph)]:
+        graph.initializer.remove(unused)
+    return bool(done)
+
+
+def _read(graph: GraphProto) -> set[str]:
+    """Names that a graph's nodes read, those within branches too."""
+    own = {name for node in graph.node for name in node.input}
+    return own.union(*(_read(a.g) for node in graph.node for a in node.attribute if a.HasField("g")))
 
