@@ -81,12 +81,17 @@ class Precision:
         return plan
 
 
+STAY_FLOAT = ("Mul", "Div")
+"""onnxruntime 1.32 crashes where it moves a float16 scale into a matrix product, as attention has it. What scales has no weights to speak of."""
+
+
 def _to_float16(source: Path, target: Path, _materials: Materials) -> dict[str, Any]:
     import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    kept = [*DEFAULT_OP_BLOCK_LIST, *STAY_FLOAT]
     try:
-        model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=False)
+        model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=False, op_block_list=kept)
     except Exception as error:  # the converter raises whatever its helpers do
         raise GraphError(f"the graph cannot be converted to float16 ({type(error).__name__}: {first_line(error)})") from error
     onnx.save(model, target)

@@ -1,5 +1,33 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenfold.engine import SessionConfig, open_session
+from tenfold.export import Served, export
+from tenfold.levers.precision import _to_float16
 from tenfold.testing import LeverContract
 
 
 class TestPrecision(LeverContract):
     name = "precision"
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+def test_attention_runs_in_float16(tmp_path: Path) -> None:
+    """onnxruntime 1.32 ends the process where a matrix product has a scale in float16."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 16, 32)).astype(np.float32)
+    export(Served(Attention(), None), [x], tmp_path / "model.onnx")
+    _to_float16(tmp_path / "model.onnx", tmp_path / "half.onnx", None)  # type: ignore[arg-type]
+    wanted, got = (open_session(tmp_path / name, SessionConfig())([x]) for name in ("model.onnx", "half.onnx"))
+    np.testing.assert_allclose(got, wanted, atol=0.02)
