@@ -10,7 +10,7 @@ import numpy as np
 
 from tenfold.data.split import Array
 from tenfold.insights import confidence
-from tenfold.lever import Part
+from tenfold.lever import Part, Situation
 
 SHARES = tuple(np.round(np.concatenate([np.arange(0.01, 0.1, 0.01), np.arange(0.1, 0.3, 0.02), np.arange(0.3, 0.62, 0.05)]), 3))
 """Of the examples, that a part may hand on."""
@@ -92,6 +92,11 @@ def least_share(part: Part, baseline: Part, aim: float) -> float:
     lost = np.concatenate([[0.0], np.cumsum((baseline.scores - part.scores)[order])])  # won back by handing on the first k
     reached = (lost - lost[-1]) / len(order) >= aim - 1e-12
     return float(np.argmax(reached) / len(order))
+
+
+def may_compose(situation: Situation, baseline: Part) -> bool:
+    """Whether what is measured now may become part of a cascade."""
+    return situation.composes and situation.objective == "serve" and situation.workload.classifies and baseline.outputs.ndim == 2
 
 
 def promising(students: Sequence[Part], baseline: Part, margin: float, *, in_full: int = 0) -> list[int]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tenfold.candidate import Candidate, Entrant
-from tenfold.foresee import promising
+from tenfold.foresee import may_compose, promising
 from tenfold.lever import Lever, Searched, Stage, apply_all
 from tenfold.recipe import Pull, Recipe
 
@@ -158,7 +158,7 @@ class JointSearch:
         situation = self._situation(Stage.COMPOSE)
         parts = {p.recipe.id: p for p in situation.parts()}
         baseline = parts.pop(self.search.root.recipe.id)
-        if situation.composes and situation.objective == "serve" and situation.workload.classifies and baseline.outputs.ndim == 2:
+        if may_compose(situation, baseline):
             own = {c.recipe.id: c for c in able if c.recipe.id in parts}
             full = [p for name, p in parts.items() if name not in self.seen and p.cost < 1.0]
             short = [replace(parts[name], cost=min(parts[name].cost, self._cost_compressed(c))) for name, c in own.items()]

@@ -5,25 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 
 def rewrite(path: Path) -> None:
     """Applies all of them to a graph, in place."""
     model = onnx.load(path)
-    if pool_means(model.graph):
+    if pool_means(model):
         onnx.save(model, path)
 
 
-def pool_means(graph: GraphProto) -> bool:
+def pool_means(model: ModelProto) -> bool:
     """Means over all positions of a (batch, channels, …) tensor become GlobalAveragePool, in place; whether there were any.
 
     PyTorch's exporter writes `AdaptiveAvgPool2d(1)` and `x.mean((2, 3))` as ReduceMean, which onnxruntime neither computes in
     integers nor in the layouts of its convolutions: what comes before is converted back for it.
     """
+    graph, done = model.graph, False
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.input, *graph.value_info) if v.type.tensor_type.HasField("shape")}
-    done: set[str] = set()
     for index, node in reversed(list(enumerate(graph.node))):
         if node.op_type != "ReduceMean" or len(node.input) != 2 or (rank := ranks.get(node.input[0], 0)) < 3:
             continue
@@ -39,14 +40,7 @@ def pool_means(graph: GraphProto) -> bool:
         graph.node.remove(node)
         for made in reversed(new):
             graph.node.insert(index, made)
-        done.add(node.input[1])
-    for unused in [i for i in graph.initializer if i.name in done - _read(graph)]:
-        graph.initializer.remove(unused)
-    return bool(done)
-
-
-def _read(graph: GraphProto) -> set[str]:
-    """Names that a graph's nodes read, those within branches too."""
-    own = {name for node in graph.node for name in node.input}
-    return own.union(*(_read(a.g) for node in graph.node for a in node.attribute if a.HasField("g")))
-
+        done = True
+    if done:
+        ONNXModel(model).clean_initializers()  # engines warn of axes that nothing reads
+    return done

@@ -6,7 +6,7 @@ killed goes on with the choices that its recorded measurements imply.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -372,33 +372,38 @@ class Search:
     # ------------------------------------------------------------ what a lever may ask
 
     def skeleton_ratios(self, lever: Lever, now: Rung, configs: Sequence[Config], *, compressed: bool = False) -> list[float | str]:
-        """How many times cheaper than the baseline the structures of a lever's configs are, untrained, or why one cannot be built; recorded."""
+        """How many times cheaper than the baseline the structures of a lever's configs are, untrained, or why one cannot be built; each is
+        measured once, and recorded."""
+        keys = [f"cost:size:{digest([lever.name, now.recipe.id, compressed, config])[:16]}" for config in configs]
+        if new := {k: c for k, c in zip(keys, configs, strict=True) if not self.ledger.knows(k)}:
+            for key, found in self._size(lever, now, new, compressed=compressed).items():
+                self.ledger.append(key, found)
+        return [self.ledger[k]["ratio"] for k in keys]
 
-        def measure() -> dict[str, Any]:
-            before = self.evaluator.timing_seconds
-            plans, failed = {}, {}
-            for i, config in enumerate(configs):
-                self.view.note(f"{lever.name}: sizing", i / len(configs))
-                for form, plan in enumerate(self._forms(lever.apply(now.plan, config), compressed=compressed)):
-                    try:
-                        self.evaluator.builder.skeleton(plan)
-                    except (TenfoldError, RuntimeError, ValueError) as error:
-                        if isinstance(error.__cause__, OSError):
-                            raise
-                        failed[f"{i}:{form}"] = str(error)
-                    else:
-                        plans[f"{i}:{form}"] = plan
-            samples = self.evaluator.costs({BASELINE: self.evaluator.baseline, **plans}, split="valid", seconds=SCREEN_SECONDS, skeletons=True)
-            ratios = {n: self.evaluator.ratio(samples[BASELINE], samples[n]).value for n in plans}
-            return {"seconds": self.evaluator.timing_seconds - before, "ratios": ratios, "failed": failed}
-
-        key = digest([lever.name, now.recipe.id, compressed, *configs])[:16]
-        found = self.ledger.remember(f"cost:skeletons:{key}", measure)
-        out: list[float | str] = []
-        for i in range(len(configs)):
-            ratios = [ratio for name, ratio in found["ratios"].items() if name.startswith(f"{i}:")]
-            out.append(max(ratios) if ratios else found["failed"][f"{i}:0"])
-        return out
+    def _size(self, lever: Lever, now: Rung, configs: Mapping[str, Config], *, compressed: bool) -> dict[str, Any]:
+        """Time structures together, each in all its forms: for each the best `ratio`, or why it cannot be built, and its share of the `seconds`."""
+        before = self.evaluator.timing_seconds
+        forms: dict[str, list[str]] = {}
+        plans: dict[str, Plan] = {}
+        failed: dict[str, str] = {}
+        for i, (key, config) in enumerate(configs.items()):
+            self.view.note(f"{lever.name}: sizing", i / len(configs))
+            forms[key] = []
+            for plan in self._forms(lever.apply(now.plan, config), compressed=compressed):
+                name = f"{key}:{len(forms[key])}"
+                try:
+                    self.evaluator.builder.skeleton(plan)
+                except (TenfoldError, RuntimeError, ValueError) as error:
+                    if isinstance(error.__cause__, OSError):
+                        raise
+                    failed.setdefault(key, str(error))
+                else:
+                    plans[name] = plan
+                    forms[key].append(name)
+        samples = self.evaluator.costs({BASELINE: self.evaluator.baseline, **plans}, split="valid", seconds=SCREEN_SECONDS, skeletons=True)
+        ratios = {n: self.evaluator.ratio(samples[BASELINE], samples[n]).value for n in plans}
+        seconds = (self.evaluator.timing_seconds - before) / len(configs)
+        return {key: {"ratio": max(ratios[n] for n in names) if names else failed[key], "seconds": seconds} for key, names in forms.items()}
 
     def _forms(self, plan: Plan, *, compressed: bool) -> Iterator[Plan]:
         """A plan, and by the first guess of each lever of compression that can be searched."""

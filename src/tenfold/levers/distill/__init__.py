@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from tenfold.export import Served
 from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
 from tenfold.levers.distill import families
 from tenfold.plan import Materials, ModelPass, Plan
+from tenfold.recipe import canonical
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import is_mixable, learn_from_teacher
 
@@ -156,17 +157,13 @@ def _in_full(situation: Situation) -> Sequence[Config]:
 def _best_before_others(tried: Sequence[Tried], situation: Situation) -> list[Tried]:
     """Those that would make most of a cascade with the baseline behind them, by what they answer after a short training."""
     parts = situation.parts()
-    able = situation.composes and situation.workload.classifies and bool(parts) and parts[0].outputs.ndim == 2
-    if situation.objective != "serve" or not able:
+    if not parts or not foresee.may_compose(situation, parts[0]):
         return []
     ratios = situation.skeleton_ratios([t.config for t in tried], compressed=True)
-    numbers, students = [], []
-    for number, (one, ratio) in enumerate(zip(tried, ratios, strict=True)):
-        for part in parts:
-            if part.recipe.pulls and part.recipe.pulls[-1].config == one.config:
-                numbers.append(number)
-                students.append(dataclasses.replace(part, cost=min(part.cost, 1 / ratio)) if isinstance(ratio, float) else part)
-    return [tried[numbers[i]] for i in foresee.promising(students, parts[0], situation.margin)]
+    by_config = {canonical(p.recipe.pulls[-1].config): p for p in parts if p.recipe.pulls}
+    measured = [(t, by_config[key], r) for t, r in zip(tried, ratios, strict=True) if (key := canonical(t.config)) in by_config]
+    students = [replace(part, cost=min(part.cost, 1 / ratio)) if isinstance(ratio, float) else part for _, part, ratio in measured]
+    return [measured[i][0] for i in foresee.promising(students, parts[0], situation.margin)]
 
 
 def _may_come_to_stand_alone(tried: Tried, margin: float) -> bool:

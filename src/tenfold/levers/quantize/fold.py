@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from tenfold.data.split import Array
 
@@ -24,12 +25,13 @@ class Bytes:
     zero: int
 
 
-def fold_input(graph: GraphProto) -> Bytes | None:
+def fold_input(model: ModelProto) -> Bytes | None:
     """Replaces affine pre-processing of a uint8 input, (batch, channels, …), by one DequantizeLinear, in place.
 
     Scales that differ by channel go into the weights of the convolution that reads the result, and what rounding the zero point
     leaves over into its bias. None, and nothing is changed, where there is no such pre-processing or it has no such form.
     """
+    graph = model.graph
     for given in graph.input:
         if given.type.tensor_type.elem_type != TensorProto.UINT8:
             continue
@@ -47,32 +49,39 @@ def fold_input(graph: GraphProto) -> Bytes | None:
             readers = _readers(graph, tensor)
             if not (len(readers) == 1 and _adapt(graph, readers[0], scale / one, left)) and len(scale) > 1:
                 continue
-        _remove(graph, *nodes)
+        ONNXModel(model).remove_nodes(nodes)
         graph.initializer.extend([
             numpy_helper.from_array(np.array(one, np.float32), f"{tensor}_scale_of_bytes"),
             numpy_helper.from_array(np.array(zero, np.uint8), f"{tensor}_zero_of_bytes"),
         ])  # fmt: skip
         names = [given.name, f"{tensor}_scale_of_bytes", f"{tensor}_zero_of_bytes"]
         graph.node.insert(0, helper.make_node("DequantizeLinear", names, [tensor], name="bytes"))
+        ONNXModel(model).clean_initializers()
         return Bytes(tensor=tensor, scale=one, zero=zero)
     return None
 
 
-def drop_roundings(graph: GraphProto, read: Bytes | None) -> None:
+def drop_roundings(model: ModelProto, read: Bytes | None) -> None:
     """Drops, in place, pairs of QuantizeLinear and DequantizeLinear: that after `read`, and that before a score of a linear layer."""
+    whole = ONNXModel(model)
     if read is not None:
-        for reader in _readers(graph, read.tensor):
-            if reader.op_type == "QuantizeLinear":
-                _drop_pair(graph, reader)
-    for score in graph.output:
-        dequantize = _maker(graph, score.name, "DequantizeLinear")
-        quantize = dequantize and _maker(graph, dequantize.input[0], "QuantizeLinear")
-        layer = quantize and _maker(graph, quantize.input[0], "Gemm", "MatMul")  # others have no integer form that gives floats
-        if dequantize is None or quantize is None or layer is None:
+        for quantize in [n for n in _readers(model.graph, read.tensor) if n.op_type == "QuantizeLinear"]:
+            pairs = whole.get_children(quantize)
+            for dequantize in pairs:
+                whole.replace_input_of_all_nodes(dequantize.output[0], read.tensor)
+            whole.remove_nodes([*pairs, quantize])
+    for score in model.graph.output:
+        dequantize = whole.output_name_to_node()[score.name]
+        quantize = whole.get_parent(dequantize, 0)
+        layer = quantize and whole.get_parent(quantize, 0)
+        if layer is None or (dequantize.op_type, quantize.op_type) != ("DequantizeLinear", "QuantizeLinear"):
             continue
-        if len(_readers(graph, layer.output[0])) == len(_readers(graph, quantize.output[0])) == 1:
-            _remove(graph, dequantize, quantize)
+        if layer.op_type not in ("Gemm", "MatMul"):  # others have no integer form that gives floats
+            continue
+        if len(whole.get_children(layer)) == len(whole.get_children(quantize)) == 1:
+            whole.remove_nodes([dequantize, quantize])
             layer.output[0] = score.name
+    whole.clean_initializers()
 
 
 def _affine(graph: GraphProto, name: str) -> tuple[list[NodeProto], Array, Array] | None:
@@ -132,31 +141,5 @@ def _adapt(graph: GraphProto, layer: NodeProto, scale: Array, offset: Array) -> 
     return True
 
 
-def _drop_pair(graph: GraphProto, quantize: NodeProto) -> None:
-    """Lets what reads a rounded tensor read it as it was."""
-    pairs = _readers(graph, quantize.output[0])
-    if any(node.op_type != "DequantizeLinear" for node in pairs):
-        return
-    for dequantize in pairs:
-        for node in _readers(graph, dequantize.output[0]):
-            for i, name in enumerate(node.input):
-                if name == dequantize.output[0]:
-                    node.input[i] = quantize.input[0]
-    _remove(graph, *pairs, quantize)
-
-
-def _remove(graph: GraphProto, *nodes: NodeProto) -> None:
-    """Nodes, and the constants that they alone read."""
-    for node in nodes:
-        graph.node.remove(node)
-    for constant in [i for i in graph.initializer if any(i.name in n.input for n in nodes)]:
-        if not _readers(graph, constant.name):
-            graph.initializer.remove(constant)
-
-
 def _readers(graph: GraphProto, name: str) -> list[NodeProto]:
     return [n for n in graph.node if name in n.input]
-
-
-def _maker(graph: GraphProto, name: str, *kinds: str) -> NodeProto | None:
-    return next((n for n in graph.node if name in n.output and n.op_type in kinds), None)

@@ -98,7 +98,7 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared))
         folded = onnx.load(prepared)
-        read = None if signed else fold_input(folded.graph)  # bytes are unsigned, and a layer's inputs and outputs are of one type
+        read = None if signed else fold_input(folded)  # bytes are unsigned, and a layer's inputs and outputs are of one type
         onnx.save(folded, prepared)
         options: dict[str, Any] = {"CalibPercentile": PERCENTILE} if config.calibration == "percentile" else {}
         if read is not None:
@@ -130,7 +130,7 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
             left_out = sorted(harm, key=lambda n: (-harm[n], n))[: config.leave_out]
         quantize(target, nodes_to_exclude=left_out)
         done = onnx.load(target)
-        drop_roundings(done.graph, read)
+        drop_roundings(done, read)
         onnx.save(done, target)
     return {"left_out": left_out}
 
@@ -169,7 +169,7 @@ def weight_only(source: Path, target: Path, _materials: Materials, config: Quant
 
     with _quiet():
         model = ONNXModel(onnx.load(source))
-        fold_input(model.model.graph)
+        fold_input(model.model)
         model.replace_gemm_with_matmul()
         quantizer = MatMulNBitsQuantizer(model.model, bits=config.bits, block_size=32, is_symmetric=True, accuracy_level=4)
         quantizer.process()

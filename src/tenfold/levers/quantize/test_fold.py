@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import GraphProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from tenfold.engine import SessionConfig, open_session
@@ -27,7 +27,7 @@ def exported(folder: Path, model: nn.Module, preprocess: nn.Module | None, image
 
 def folded(path: Path) -> tuple[Path, Bytes | None]:
     model = onnx.load(path)
-    read = fold_input(model.graph)
+    read = fold_input(model)
     onnx.checker.check_model(model)
     onnx.save(model, path.with_name("folded.onnx"))
     return path.with_name("folded.onnx"), read
@@ -116,7 +116,7 @@ def test_floats_that_come_in_stay_floats(tmp_path: Path) -> None:
     assert folded(source)[1] is None
 
 
-def pair(name: str) -> GraphProto:
+def pair(name: str) -> ModelProto:
     """A layer of that kind whose output is rounded."""
     weights = [
         numpy_helper.from_array(np.ones((3, 3) if name != "Conv" else (3, 3, 1, 1), np.float32), "w"),
@@ -130,15 +130,15 @@ def pair(name: str) -> GraphProto:
     ]
     shape = ["n", 3] if name != "Conv" else ["n", 3, 1, 1]
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "output")]
-    return helper.make_graph(nodes, "g", info[:1], info[1:], weights)
+    return helper.make_model(helper.make_graph(nodes, "g", info[:1], info[1:], weights))
 
 
 def test_scores_of_a_linear_layer_are_not_rounded() -> None:
-    graph = pair("MatMul")
-    drop_roundings(graph, None)
-    assert [n.op_type for n in graph.node] == ["MatMul"]
-    assert list(graph.node[0].output) == ["output"]
-    assert [i.name for i in graph.initializer] == ["w"]
+    model = pair("MatMul")
+    drop_roundings(model, None)
+    assert [n.op_type for n in model.graph.node] == ["MatMul"]
+    assert list(model.graph.node[0].output) == ["output"]
+    assert [i.name for i in model.graph.initializer] == ["w"]
     convolution = pair("Conv")  # has no integer form that gives floats
     drop_roundings(convolution, None)
-    assert len(convolution.node) == 3
+    assert len(convolution.graph.node) == 3
