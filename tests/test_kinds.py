@@ -140,8 +140,8 @@ def test_a_model_of_this_kind_goes_through_every_lever(kind, tmp_path: Path) -> 
         if lever in REFUSED.get(kind, ()):
             assert row["tried"] == 0
             assert row["reason"]
-        else:  # tried, or measured and found to be no cheaper: these nets are small
-            assert row["tried"] > 0 or "measured" in row["reason"], row["reason"]
+        else:  # tried, or measured and found to be no cheaper, as these nets are small: then the joint search may still have taken it
+            assert row["tried"] > 0 or "measured" in row["reason"] or row["verdict"] == "take", row["reason"]
             assert "failed" not in row["reason"]
     assert ("compose", "cascade") in rows
     test = bands(7, 9, KINDS[kind][1])
