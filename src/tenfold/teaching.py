@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from tenfold import __version__, device
 from tenfold.data.split import Array
 from tenfold.engine import SessionConfig, open_session
 from tenfold.errors import WorkloadError, first_line
-from tenfold.train.feed import Feed
-from tenfold.train.loop import pick_device, predict
+from tenfold.train.feed import Feed, batch_of, in_channels_last
+from tenfold.train.loop import pick_device, predict, trains_in_bfloat16
 from tenfold.train.teacher import VIEWS, Teacher, answer_epoch, mixed
 from tenfold.workload import Examples, Workload, code_identity, weights_identity
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from tenfold.build import Builder
     from tenfold.plan import Plan
 
+Answerer = Callable[[tuple[Tensor, ...]], Tensor]
+"""Inputs of a batch to a teacher's outputs on them."""
+
+HALF_DIFFERS = 0.02
+"""Mean difference of answers in bfloat16, over their mean size, up to which they are as good to learn from: three times what roundings make."""
 STORED_BYTES = 1 << 28
 """Of a teacher's answers on an epoch, above which they are not kept but given anew to each student."""
 
@@ -49,12 +55,12 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
     augment = mixed(workload.augment) if mixup else workload.augment
     feed = Feed(split, batch_size, seed=builder.seed, augment=augment, views=VIEWS)
     plans = [baseline_of(builder, seed) for seed in seeds]
+    run, dtype = _answerer(builder, plans)
     key = {
         "step": "answers", "teachers": [builder.training_key(p) for p in plans], "of": builder.workload_id,
         **learning_key(workload, builder.examples), "on": split.identity, "mixup": mixup, "seed": builder.seed, "batch": feed.batch,
-        "environment": [device.cpu_class(), __version__], "versions": builder.graph_tools(),
+        "dtype": dtype, "environment": [device.cpu_class(), __version__], "versions": builder.graph_tools(),
     }  # fmt: skip
-    run = _answerer(builder, plans)
 
     def stored(epoch: int) -> Array:
         def work(folder: Path) -> dict[str, Any]:
@@ -77,25 +83,51 @@ def baseline_of(builder: Builder, seed: int = 0) -> Plan:
     return Plan(training=builder.workload.training, seed=builder.seed + seed, session=SessionConfig(threads=builder.threads))
 
 
-def _answerer(builder: Builder, plans: Sequence[Plan]) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    """The mean output of trained models, on the device that trains: by their graphs on a CPU, where they run faster."""
-    if plans and pick_device().type == "cpu":
-        runners = [open_session(builder.graph(p).path / "model.onnx", p.session) for p in plans]
+def in_bfloat16(workload: Workload, examples: Examples) -> bool:
+    """Whether what students learn may be computed in bfloat16: images, with class scores, on a device that has it.
 
-        def by_graph(inputs: tuple[Tensor, ...]) -> Tensor:
-            arrays = [x.numpy() for x in inputs]
-            return torch.from_numpy(np.mean([r(arrays) for r in runners], axis=0, dtype=np.float32))
+    Convolutions take about half the time (docs/log.md), and class scores need no more digits than it has.
+    """
+    return trains_in_bfloat16() and workload.classifies and any(x.ndim == 4 for x in examples.valid.inputs)
 
-        return by_graph
+
+def _answerer(builder: Builder, plans: Sequence[Plan]) -> tuple[Answerer, str]:
+    """The mean output of trained models, on the device that trains, and the dtype it is computed in.
+
+    In bfloat16 where it may be and comes to the same; else, on a CPU, by their graphs, which run faster there than PyTorch does.
+    """
+    where = pick_device()
     models: list[nn.Module] = [builder.load(p) for p in plans] or [builder.served(builder.workload.built("teacher"))]
     for model in models:
-        model.to(pick_device()).eval()
+        model.to(where).eval()
 
-    def in_torch(inputs: tuple[Tensor, ...]) -> Tensor:
-        with torch.no_grad():
-            return torch.stack([m(*inputs).float() for m in models]).mean(0)
+    def in_torch(inputs: tuple[Tensor, ...], *, half: bool = False) -> Tensor:
+        with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=half):
+            return torch.stack([m(*in_channels_last(inputs)).float() for m in models]).mean(0)
 
-    return in_torch
+    sample, _ = batch_of(builder.examples.valid, slice(0, 64), where)
+    if in_bfloat16(builder.workload, builder.examples) and _come_to_the_same(in_torch, sample):
+        for model in models:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return partial(in_torch, half=True), "bfloat16"
+    if not plans or where.type != "cpu":
+        return in_torch, "float32"
+    runners = [open_session(builder.graph(p).path / "model.onnx", p.session) for p in plans]
+
+    def by_graph(inputs: tuple[Tensor, ...]) -> Tensor:
+        arrays = [x.numpy() for x in inputs]
+        return torch.from_numpy(np.mean([r(arrays) for r in runners], axis=0, dtype=np.float32))
+
+    return by_graph, "float32"
+
+
+def _come_to_the_same(run: Callable[..., Tensor], sample: tuple[Tensor, ...]) -> bool:
+    whole = run(sample)
+    try:
+        half = run(sample, half=True)
+    except RuntimeError:  # a model that mixes dtypes by hand
+        return False
+    return bool((half - whole).abs().mean() <= HALF_DIFFERS * whole.abs().mean())
 
 
 def check_teacher(builder: Builder) -> None:

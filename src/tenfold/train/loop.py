@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.data.split import Array, Split
+from tenfold.device import has_bfloat16
 from tenfold.errors import BudgetEndedError, WorkloadError
 from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
@@ -28,6 +29,11 @@ Progress = Callable[[float, float], None]
 
 def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trains_in_bfloat16() -> bool:
+    """Whether the device that trains has instructions for it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False) if pick_device().type == "cuda" else has_bfloat16()
 
 
 def one_cycle(share: float, warmup: float) -> float:

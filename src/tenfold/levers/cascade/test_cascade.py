@@ -22,7 +22,7 @@ from tenfold.verdict import Decision, Interval, Verdict
 
 STUDENT = {
     "student": {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 4, "growth": 2.0},
-    "epochs": 1.0, "learning_rate": 0.05, "teachers": 1, "mixup": False,
+    "epochs": 1.0, "learning_rate": 0.05, "dtype": "float32", "teachers": 1, "mixup": False,
 }  # fmt: skip
 
 

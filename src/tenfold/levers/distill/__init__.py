@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -55,6 +55,7 @@ class DistillConfig:
     """Its family and size: see `families`."""
     epochs: float
     learning_rate: float
+    dtype: Literal["float32", "bfloat16"]
     teachers: int = 1
     """Trainings of the baseline whose mean answer is learned; 0: the workload's own teacher."""
     mixup: bool = False
@@ -105,7 +106,7 @@ def _student(model: nn.Module, materials: Materials, spec: dict[str, Any]) -> nn
 
 def _teach(model: nn.Module, training: TrainConfig, materials: Materials, config: DistillConfig) -> dict[str, Any]:
     how = families.training_of(config.student, training)
-    how = dataclasses.replace(how, epochs=config.epochs, learning_rate=config.learning_rate, max_seconds=None)
+    how = dataclasses.replace(how, epochs=config.epochs, learning_rate=config.learning_rate, dtype=config.dtype, max_seconds=None)
     return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
 
 
@@ -115,7 +116,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     if not specs:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
     most = int(situation.budget * SKELETON_SHARE / SKELETON_SECONDS)
-    specs = _spread(specs, max(3, most))
+    specs = _spread(families.lighter(specs, situation), max(3, most))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs, compressed=True)
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
@@ -204,7 +205,7 @@ def _json(situation: Situation, spec: dict[str, Any], epochs: float) -> Config:
     return dataclasses.asdict(
         DistillConfig(
             student=spec, epochs=epochs, learning_rate=families.learning_rate(spec, situation.plan.training),
-            teachers=situation.teachers,
+            dtype=families.dtype(spec, situation), teachers=situation.teachers,
         )
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tenfold.export import Selected, Served, as_seen_by_model
 from tenfold.lever import Situation
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Materials
+from tenfold.teaching import in_bfloat16
 from tenfold.train.config import TrainConfig
 
 Spec = dict[str, Any]
@@ -25,7 +26,7 @@ Spec = dict[str, Any]
 
 SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 """Of its width, at which a workload's own family is tried."""
-IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64), (0, 1, 2), 2
+IMAGE_WIDTHS, IMAGE_DEPTHS, IMAGE_SMALLEST = (8, 16, 24, 32, 48, 64, 96, 128), (0, 1, 2), 2
 TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
 LIKELY = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (28, math.inf), "stride4": (96, math.inf)}
 POSSIBLE = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (16, math.inf), "stride4": (28, math.inf)}
@@ -92,20 +93,35 @@ def at(point: Mapping[str, Any]) -> Spec:
     return {"family": point["family"], **{n: point[n] for n in names}}
 
 
+def lighter(specs: Sequence[Spec], situation: Situation) -> Sequence[Spec]:
+    """Without what is built here to compute more products than the model itself; all of them where none computes less."""
+    served = situation.fresh()
+    _, own = _size(served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess))
+    return [s for s in specs if s["family"] not in ("image", "table") or size(s, situation)[1] <= own] or specs
+
+
 def capacity(spec: Spec, situation: Situation) -> float:
     """Geometric mean of a student's weights and products: of two at one cost, the one with more learns more.
 
     Weights alone would favour nets that see little detail, products alone those that know little.
     """
+    weights, products = size(spec, situation)
+    return math.sqrt(weights * max(weights, products))  # a recurrent layer's products are not counted
+
+
+def size(spec: Spec, situation: Situation) -> tuple[int, int]:
+    """A student's weights, and its products a prediction."""
     with torch.random.fork_rng():
         served = situation.fresh()
         materials = Materials(workload=situation.workload, examples=situation.examples, seed=0, folder=Path())
-        student = build(spec, served, materials).eval()
-    example = as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess)
-    weights = sum(p.numel() for p in student.parameters())
+        student = build(spec, served, materials)
+    return _size(student, as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess))
+
+
+def _size(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, int]:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        student(*example)
-    return math.sqrt(weights * max(weights, counter.get_total_flops() / 2))  # a recurrent layer's products are not counted
+        model.eval()(*example)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
 def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:
@@ -126,7 +142,7 @@ def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:
 
 
 def training_of(spec: Spec, training: TrainConfig) -> TrainConfig:
-    """How a student is trained, apart from rate and length."""
+    """How a student is trained, apart from rate, dtype and length."""
     if spec["family"] == "image":
         return dataclasses.replace(training, optimizer="sgd", momentum=0.9, weight_decay=1e-4, warmup=0.2, channels_last=True)
     if spec["family"] == "table":
@@ -142,6 +158,12 @@ def learning_rate(spec: Spec, training: TrainConfig) -> float:
     if spec["family"] == "table":
         return float(ADAM_RATE * scale**0.5)
     return training.learning_rate * (0.5 if spec["family"] == "shallower" else 1.0)
+
+
+def dtype(spec: Spec, situation: Situation) -> Literal["float32", "bfloat16"]:
+    """What a student is trained in: bfloat16 may do for what is built here, a user's own family keeps its dtype."""
+    half = spec["family"] == "image" and in_bfloat16(situation.workload, situation.examples)
+    return "bfloat16" if half else situation.plan.training.dtype
 
 
 def _own(materials: Materials, share: float, example: tuple[Tensor, ...], outputs: torch.Size) -> nn.Module:

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tenfold import teaching
 from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import BudgetEndedError, WorkloadError
 from tenfold.execute import plain_session
+from tenfold.export import Served
 from tenfold.lever import Config, Refusal, Stage, discover
 from tenfold.levers.distill import families
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
@@ -30,7 +33,7 @@ STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator"
 
 
 def config(**changes: object) -> dict:
-    return {"student": STUDENT, "epochs": 6.0, "learning_rate": 0.05, "teachers": 1, "mixup": True} | changes
+    return {"student": STUDENT, "epochs": 6.0, "learning_rate": 0.05, "dtype": "float32", "teachers": 1, "mixup": True} | changes
 
 
 def builder_of(workload: Workload, folder: Path) -> Builder:
@@ -70,7 +73,7 @@ class TestDistill(LeverContract):
             small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [3.0] * len(configs), seconds_left=36_000.0
         )
         tried = [c["student"] for c in lever.propose(situation)]
-        capacity = {str(s): families.capacity(s, situation) for s in families.space(situation)}
+        capacity = {str(s): families.capacity(s, situation) for s in families.lighter(families.space(situation), situation)}
         assert {str(s) for s in tried} == set(sorted(capacity, key=lambda s: -capacity[s])[:2])
 
     def test_where_time_is_short_the_cheapest_are_tried_alone(self, lever, small_builder: Builder, plan: Plan) -> None:
@@ -95,6 +98,24 @@ class TestDistill(LeverContract):
         for seconds, choices in ((28.8, [False, True]), (288.0, [False])):
             situation = self.situation(small_builder, plan, Stage.MODEL, training_seconds=seconds, whole_budget=1_000.0)
             assert lever.space(situation)["mixup"] == choices
+
+    @pytest.mark.parametrize("able", [True, False])
+    def test_convolutions_are_trained_in_bfloat16_where_the_device_has_it(self, lever, small_builder: Builder, plan: Plan, able, monkeypatch) -> None:
+        monkeypatch.setattr(teaching, "trains_in_bfloat16", lambda: able)
+        situation = self.situation(small_builder, plan, Stage.MODEL)
+        assert {c["dtype"] for c in lever.propose(situation)} == {"bfloat16" if able else "float32"}
+        assert families.dtype({"family": "own"}, situation) == "float32"
+
+    def test_leaves_out_what_computes_more_than_the_model(self, small_builder: Builder, plan: Plan) -> None:
+        situation = self.situation(small_builder, plan, Stage.MODEL)
+        specs = families.space(situation)
+        products = {str(s): families.size(s, situation)[1] for s in specs}
+        model = Served(nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1), nn.Flatten(), nn.Linear(2048, 3)), None)
+        kept = families.lighter(specs, dataclasses.replace(situation, fresh=lambda: model))
+        assert kept == [s for s in specs if products[str(s)] <= 64 * (9 * 32 + 9 * 32 * 32) + 2048 * 3]  # 8×8 pixels
+        assert 0 < len(kept) < len(specs)
+        tiny = Served(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3)), None)
+        assert families.lighter(specs, dataclasses.replace(situation, fresh=lambda: tiny)) == specs
 
     def test_capacity_is_the_geometric_mean_of_weights_and_products(self, small_builder: Builder, plan: Plan) -> None:
         spec = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 8, "growth": 2.0}
@@ -196,15 +217,59 @@ def test_a_training_that_outlasts_the_budget_can_be_gone_on_with(tmp_path: Path)
 # ---------------------------------------------------------------- teachers
 
 
-def test_an_ensemble_is_the_mean_of_its_trainings(small_builder: Builder) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_an_ensemble_is_the_mean_of_its_trainings(small_builder: Builder, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "trains_in_bfloat16", lambda: half)
     teacher = teacher_of(small_builder, seeds=range(2), batch_size=24, mixup=False)
     ((inputs, _),) = teacher.feed.parts(3, torch.device("cpu"))
     root = Plan(training=small_builder.workload.training, session=plain_session())
     members = [small_builder.load(dataclasses.replace(root, seed=s)) for s in (0, 1)]
     with torch.inference_mode():
         wanted = torch.stack([m(*inputs) for m in members]).mean(0)
-    assert torch.allclose(teacher.answers(3, 0, inputs), wanted, atol=1e-4)
+    error = (teacher.answers(3, 0, inputs) - wanted).abs().mean() / wanted.abs().mean()
+    assert 1e-4 < error < 0.02 if half else error < 1e-4
     assert not torch.allclose(members[0](*inputs), members[1](*inputs), atol=1e-2)
+
+
+def test_only_class_scores_of_images_are_learned_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "trains_in_bfloat16", lambda: True)
+    image, row = np.zeros((60, 1, 8, 8), np.float32), np.zeros((60, 8), np.float32)
+    asked: list[tuple[np.ndarray, dict[str, Any]]] = [(image, {}), (row, {}), (image, {"loss": "mse", "metric": "squared_error"})]
+    for inputs, changes in asked:
+        split = Split(inputs=(inputs,), targets=np.arange(60) % 3)
+        workload = Workload(model=nn.Identity, margin=0.1, train=split, valid=split, test=split, **changes)
+        assert teaching.in_bfloat16(workload, load(workload)) == (inputs is image and not changes)
+
+
+class Writes(nn.Module):
+    """Puts what a convolution gives into a tensor of its own, which autocast knows nothing of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means = torch.zeros(len(x), 3)
+        return self.head(means.index_put((torch.arange(len(x)),), self.convolution(x).mean((2, 3))))
+
+
+class Coarse(Writes):
+    """Differs in bfloat16 by more than its roundings."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.convolution(x).mean((2, 3))
+        return (features - features.mean(1, keepdim=True)) * (1.0 if features.dtype == torch.float32 else 1.5)
+
+
+@pytest.mark.parametrize("model", [Writes, Coarse])
+def test_a_teacher_that_answers_otherwise_in_bfloat16_answers_in_float32(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "trains_in_bfloat16", lambda: True)
+    own = model()
+    builder = builder_of(dataclasses.replace(small_workload(), teacher=lambda: own), tmp_path)
+    teacher = teacher_of(builder, seeds=range(0), batch_size=24, mixup=False)
+    ((inputs, _),) = teacher.feed.parts(0, torch.device("cpu"))
+    with torch.inference_mode():
+        assert torch.allclose(teacher.answers(0, 0, inputs), own(*inputs), atol=1e-6)
 
 
 class Oracle(nn.Module):
@@ -219,7 +284,7 @@ def test_a_teacher_of_the_users_own_is_learned_from(tmp_path: Path) -> None:
     builder = builder_of(dataclasses.replace(small_workload(), teacher=Oracle), tmp_path)
     teacher = teacher_of(builder, seeds=range(0), batch_size=24, mixup=True)
     ((inputs, _),) = teacher.feed.parts(0, torch.device("cpu"))
-    assert torch.allclose(teacher.answers(0, 0, inputs), Oracle()(*inputs), atol=1e-5)
+    assert torch.allclose(teacher.answers(0, 0, inputs), Oracle()(*inputs), atol=1e-5)  # no layer that autocast takes
 
 
 def test_a_teacher_with_other_weights_is_another_teacher() -> None:
