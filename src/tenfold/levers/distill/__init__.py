@@ -31,9 +31,11 @@ WITHIN_REACH = 3.0
 """Margins by which a student may be worse after a short training, and yet be trained in full to stand alone."""
 TRAIN_SHARE = 0.5
 """Of the budget that is left after the short trainings: for those in full."""
-SCREEN_LENGTH, MOST_LENGTH = 1 / 8, 10.0
-"""Of a short training, and of the longest, in trainings of the baseline."""
-SKELETON_SECONDS, SKELETON_SHARE = 5.0, 0.04
+SHORT_SHARE = 1 / 15
+"""Of the whole budget, for one training of the baseline as short as those of students are."""
+LEAST_LENGTH, SHORT_LENGTH, MOST_LENGTH = 1 / 8, 1 / 3, 10.0
+"""Of the shortest and the longest short training, and of the longest of all, in trainings of the baseline."""
+SKELETON_SECONDS, SKELETON_SHARE = 2.5, 0.05
 """Writing out and timing one untrained student, as it is and compressed; and the share of the budget for all."""
 WORTH_OF_HALF_THE_COST, WORTH_OF_HALF_THE_TRAINING = 2.0, 0.5
 """In margins of quality after a short training, of which a longer one makes up for a part."""
@@ -79,7 +81,7 @@ class Distill:
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
         dimensions = families.dimensions(situation) if situation.examples.can_teach else {}
-        answering = ANSWERING * SCREEN_LENGTH * situation.training_seconds
+        answering = ANSWERING * _short_length(situation) * situation.training_seconds
         mixup = is_mixable(situation.examples.valid.inputs) and answering <= MIXUP_SHARE * situation.whole_budget
         return dimensions and {**dimensions, "rate": RATES, "mixup": [False, True] if mixup else [False]}
 
@@ -127,7 +129,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     for low, high in reversed(TIERS):
         for_its_cost = [(families.capacity(c["student"], situation) * r, r, c) for c, r in cheaper if low <= r < high]
         for _, ratio, config in sorted(for_its_cost, key=lambda w: -w[0])[:A_TIER]:
-            expected += SCREEN_LENGTH * situation.training_seconds / ratio**0.5  # training gets cheaper by less than serving does
+            expected += _short_length(situation) * situation.training_seconds / ratio**0.5  # training gets cheaper by less than serving does
             if not out or expected <= SCREEN_SHARE * situation.budget:
                 out.append(config)
     return out
@@ -182,7 +184,14 @@ def _best_of_tiers(tried: Sequence[Tried], margin: float) -> list[Tried]:
 
 
 def _short_epochs(situation: Situation) -> float:
-    return max(1.0, float(round(situation.plan.training.epochs * SCREEN_LENGTH)))
+    return max(1.0, float(round(situation.plan.training.epochs * _short_length(situation))))
+
+
+def _short_length(situation: Situation) -> float:
+    """In trainings of the baseline: the more a short training sees, the better it tells which student will be good after a long one."""
+    if not situation.training_seconds:  # it came trained
+        return LEAST_LENGTH
+    return min(max(SHORT_SHARE * situation.whole_budget / situation.training_seconds, LEAST_LENGTH), SHORT_LENGTH)
 
 
 def _promise(tried: Tried, margin: float) -> float:

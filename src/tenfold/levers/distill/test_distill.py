@@ -94,7 +94,7 @@ class TestDistill(LeverContract):
         assert [ratios[asked.index(c) % 2] for c in lever.propose(roomy)] == [12.0, 12.0, 3.0, 3.0]
 
     def test_mixes_only_where_the_budget_has_room_for_the_answers(self, lever, small_builder: Builder, plan: Plan) -> None:
-        """Answers for a short training take a 24th of the baseline's training: 1.2 and 12 seconds, where 10 are allowed."""
+        """Answers for a short training take a third of its length: 3 and 22 seconds, where 10 are allowed."""
         for seconds, choices in ((28.8, [False, True]), (288.0, [False])):
             situation = self.situation(small_builder, plan, Stage.MODEL, training_seconds=seconds, whole_budget=1_000.0)
             assert lever.space(situation)["mixup"] == choices
@@ -105,6 +105,13 @@ class TestDistill(LeverContract):
         situation = self.situation(small_builder, plan, Stage.MODEL)
         assert {c["dtype"] for c in lever.propose(situation)} == {"bfloat16" if able else "float32"}
         assert families.dtype({"family": "own"}, situation) == "float32"
+
+    @pytest.mark.parametrize(("budget", "epochs"), [(0.0, 3.0), (600.0, 3.0), (3_600.0, 6.0), (36_000.0, 8.0)])
+    def test_short_trainings_see_more_where_the_budget_is_large(self, lever, small_builder: Builder, plan: Plan, budget, epochs) -> None:
+        """A training of 24 epochs in 960 seconds: a 15th of the budget pays for none, one, six or sixty of them."""
+        long = dataclasses.replace(plan, training=dataclasses.replace(plan.training, epochs=24.0))
+        situation = self.situation(small_builder, plan, Stage.MODEL, training_seconds=960.0, whole_budget=budget, seconds_left=36_000.0)
+        assert {c["epochs"] for c in lever.propose(dataclasses.replace(situation, plan=long))} == {epochs}
 
     def test_leaves_out_what_computes_more_than_the_model(self, small_builder: Builder, plan: Plan) -> None:
         situation = self.situation(small_builder, plan, Stage.MODEL)
@@ -130,13 +137,12 @@ class TestDistill(LeverContract):
         short = lever.propose(self.situation(small_builder, plan, Stage.MODEL))
         tried = []
         for i, one in enumerate(short):
-            quality, gain = (Interval(value=v, low=v - 0.01, high=v + 0.01) for v in (-0.01 * (i % 3), 2.2 + 0.1 * i))
+            quality, gain = (Interval(value=v, low=v - 0.01, high=v + 0.01) for v in (-0.01 * (i % 3), 2.2 - 0.01 * i))
             tried.append(Tried(config=one, verdict=Verdict(decision=Decision.REFUSE, reason="", quality=quality), gain=gain, training_seconds=1.0))
         full = lever.propose(self.situation(small_builder, plan, Stage.MODEL, tried=tuple(tried)))
         assert len(full) == 1  # all cost ratios lie in the first tier
         assert full[0]["student"] == tried[0].config["student"]
         assert full[0]["epochs"] > short[0]["epochs"]
-
 
     def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Three students far outside the margin: one errs where it is sure, two where they are not, of which the cheaper one errs more."""
