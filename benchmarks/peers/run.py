@@ -34,6 +34,9 @@ from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.verdict import quality_difference
 from tenfold.workload import find, load
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "baselines"))
+import kept
+
 HERE = Path(__file__).parent
 CALIBRATION = 512
 ROUNDS = 5
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], help="nncf=PYTHON or inc=PYTHON")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    peers = dict(p.split("=", 1) for p in arguments.peer)
+    peers = {name: str(Path(python).absolute()) for name, _, python in (p.partition("=") for p in arguments.peer)}  # not resolved: an environment's python is a link
 
     result = json.loads((arguments.run / "result.json").read_text())
     workload = find(arguments.workload, arguments.data)
@@ -82,6 +85,7 @@ def main() -> None:
     builder = Builder(workload, examples, Store(cache_dir() / "steps"), seed=result["seed"], threads=device.cores())
     if result["workload"]["identity"] != builder.workload_id:
         raise SystemExit("that run was of another workload, or of the same with other code or data: run it again")
+    kept.baseline(builder)
     baseline = Plan(training=workload.training, seed=result["seed"], session=plain_session())
     bundle = Bundle.load(arguments.run / "bundle")
     with tempfile.TemporaryDirectory() as scratch:
@@ -153,6 +157,7 @@ def make_all(
     made: dict[str, dict[str, Any]] = {}
     for name, (python, script, kind, given) in jobs.items():
         began = time.perf_counter()
+        print(f"{name}: making it", flush=True)
         done = subprocess.run([python, str(HERE / script), *map(str, given)], cwd=folder, capture_output=True, text=True, check=False)
         made[name] = {"seconds": time.perf_counter() - began, "lines": user_lines((HERE / script).read_text())}
         out = next(g for g in reversed(given) if isinstance(g, Path))

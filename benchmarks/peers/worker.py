@@ -48,7 +48,10 @@ def openvino(path: str, threads: int, precision: str | None):
 def torch(path: str, threads: int):
     """A program that torch.export saved, through torch.compile."""
     import torch as t
+    import torch._inductor.config
+    import torch.ao.quantization.fx._decomposed  # the operators of a quantized program
 
+    torch._inductor.config.freezing = True  # weights are constants: what int8 needs to be fast
     t.set_num_threads(threads)
     module = t.export.load(path).module()
     compiled = t.compile(module)
