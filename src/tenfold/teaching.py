@@ -28,7 +28,7 @@ Answerer = Callable[[tuple[Tensor, ...]], Tensor]
 """Inputs of a batch to a teacher's outputs on them."""
 
 HALF_DIFFERS = 0.02
-"""Mean difference of answers in bfloat16, over their mean size, up to which they are as good to learn from: three times what roundings make."""
+"""Mean difference of answers in bfloat16, over their mean size, up to which they are as good to learn from: some times what roundings make."""
 STORED_BYTES = 1 << 28
 """Of a teacher's answers on an epoch, above which they are not kept but given anew to each student."""
 
@@ -86,7 +86,7 @@ def baseline_of(builder: Builder, seed: int = 0) -> Plan:
 def in_bfloat16(workload: Workload, examples: Examples) -> bool:
     """Whether what students learn may be computed in bfloat16: images, with class scores, on a device that has it.
 
-    Convolutions take about half the time (docs/log.md), and class scores need no more digits than it has.
+    Convolutions take less time (docs/log.md), and class scores need no more digits than it has.
     """
     return trains_in_bfloat16() and workload.classifies and any(x.ndim == 4 for x in examples.valid.inputs)
 
