@@ -35,4 +35,6 @@ for i in range(0, len(images), 64):
     prepared(images[i : i + 64])
 quantized = convert(prepared)
 # ---
+if not any("quantize" in str(node.target) for node in quantized.graph.nodes):
+    raise SystemExit("nothing was quantized")
 torch.export.save(torch.export.export(quantized, (images[:2],), dynamic_shapes=({0: batch},)), out)

@@ -97,6 +97,9 @@ def _answerer(builder: Builder, plans: Sequence[Plan]) -> tuple[Answerer, str]:
     In bfloat16 where it may be and comes to the same; else, on a CPU, by their graphs, which run faster there than PyTorch does.
     """
     where = pick_device()
+    may, graphs = in_bfloat16(builder.workload, builder.examples), bool(plans) and where.type == "cpu"
+    if graphs and not may:
+        return _by_graph(builder, plans), "float32"
     models: list[nn.Module] = [builder.load(p) for p in plans] or [builder.served(builder.workload.built("teacher"))]
     for model in models:
         model.to(where).eval()
@@ -106,19 +109,21 @@ def _answerer(builder: Builder, plans: Sequence[Plan]) -> tuple[Answerer, str]:
             return torch.stack([m(*in_channels_last(inputs)).float() for m in models]).mean(0)
 
     sample, _ = batch_of(builder.examples.valid, slice(0, 64), where)
-    if in_bfloat16(builder.workload, builder.examples) and _come_to_the_same(in_torch, sample):
+    if may and _come_to_the_same(in_torch, sample):
         for model in models:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return partial(in_torch, half=True), "bfloat16"
-    if not plans or where.type != "cpu":
-        return in_torch, "float32"
+    return (_by_graph(builder, plans) if graphs else in_torch), "float32"
+
+
+def _by_graph(builder: Builder, plans: Sequence[Plan]) -> Answerer:
     runners = [open_session(builder.graph(p).path / "model.onnx", p.session) for p in plans]
 
-    def by_graph(inputs: tuple[Tensor, ...]) -> Tensor:
+    def run(inputs: tuple[Tensor, ...]) -> Tensor:
         arrays = [x.numpy() for x in inputs]
         return torch.from_numpy(np.mean([r(arrays) for r in runners], axis=0, dtype=np.float32))
 
-    return by_graph, "float32"
+    return run
 
 
 def _come_to_the_same(run: Callable[..., Tensor], sample: tuple[Tensor, ...]) -> bool:
