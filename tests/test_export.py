@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tenfold.engine import SessionConfig
 from tenfold.errors import ExportError, TenfoldError
-from tenfold.export import check_batches, export
+from tenfold.export import Served, check_batches, export
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 
@@ -74,3 +74,19 @@ def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.onnx, "export", full)
     with pytest.raises(TenfoldError, match="is full: free some space"):
         export(torch.nn.Linear(4, 3), [X], tmp_path / "g.onnx")
+
+
+def test_the_exporter_reads_its_operators_once_and_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read, asked = ONNXRegistry.from_torchlib, []
+
+    def counted(opset_version: int) -> object:
+        asked.append(opset_version)
+        return read(opset_version=opset_version)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", counted)
+    for features in (3, 5):
+        export(Served(torch.nn.Linear(4, features), None), [X], tmp_path / f"{features}.onnx")
+    assert len(asked) == 1
+    assert ONNXRegistry.from_torchlib is counted

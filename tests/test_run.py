@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tenfold import device
+from tenfold import device, search
 from tenfold.bundle import Bundle, write_bundle
 from tenfold.certify import Standing, order_candidates, record_opening
 from tenfold.data.split import Split
@@ -252,6 +252,17 @@ def test_a_budget_too_small_is_said_before_it_starts_and_leaves_no_run(tmp_path:
     with pytest.raises(TenfoldError, match="too small for one candidate"):
         run(small_workload(), out=tmp_path / "run", budget=1, view="quiet")
     assert not (tmp_path / "run").exists()
+
+
+def test_where_the_budget_is_small_what_is_quick_comes_before_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is kept back for configs of compression, here more than there is."""
+    monkeypatch.setattr(search, "LATER_TRIALS", 1_000)
+    document = run(small_workload(), out=tmp_path / "run", budget=300, levers=["distill", "prune", "quantize"], view="quiet").document
+    rows = {row["lever"]: row for row in document["ladder"]}
+    for lever in ("distill", "prune"):
+        assert rows[lever]["verdict"] == "refuse"
+        assert "the budget left is too small" in rows[lever]["reason"]
+    assert rows["quantize"]["tried"] > 2
 
 
 def test_pretrained_weights_skip_the_training(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -51,7 +52,8 @@ def thread_counts() -> list[int]:
     return sorted({2**i for i in range(cores().bit_length()) if 2**i <= cores()} | {cores()})
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Installed versions of what shapes the numbers."""
     out = {"python": platform.python_version()}
     for name in PACKAGES:

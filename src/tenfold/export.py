@@ -7,8 +7,11 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -110,7 +113,7 @@ def export(model: nn.Module, example: Sequence[Array], path: Path) -> None:
     inputs = tuple(tensor_of(x[:2] if len(x) > 1 else np.repeat(x, 2, axis=0), torch.device("cpu")) for x in example)
     batch = torch.export.Dim("batch")
     try:
-        with _silence():
+        with _silence(), _operators_read_once():
             torch.onnx.export(
                 model, inputs, path,
                 dynamo=True, verbose=False, external_data=False,
@@ -123,6 +126,24 @@ def export(model: nn.Module, example: Sequence[Array], path: Path) -> None:
         raise ExportError(_explain(error)) from error
     rewrite(path)
     check_parity(model, path, example)
+
+
+@contextlib.contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """torch's exporter reads the source of all its operators at each call, which takes as long as a small model's export; here it does so once."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # not public: another torch may keep it elsewhere, and is slower then
+        yield
+        return
+    with patch.object(ONNXRegistry, "from_torchlib", staticmethod(partial(_kept, ONNXRegistry.from_torchlib))):
+        yield
+
+
+@cache
+def _kept(from_torchlib: Callable[..., Any], opset_version: int) -> Any:
+    """The operators of an opset. Not for exports with a custom_translation_table, which would add to them."""
+    return from_torchlib(opset_version=opset_version)
 
 
 def check_parity(model: nn.Module, path: Path, example: Sequence[Array]) -> None:

@@ -73,6 +73,8 @@ class Part:
 
 A_DAY = 86_400.0
 """Seconds that are planned with where a budget has no end."""
+SIZING_SECONDS, SIZING_SHARE = 1.25, 0.2
+"""Writing out and timing one untrained structure in one form; and the most of the budget that may go into that before anything is tried."""
 ENSEMBLE_SHARE, MOST_TEACHERS = 0.1, 4
 """Of the whole budget, that further trainings of the baseline may take, to teach together; and how many at the most."""
 
@@ -129,6 +131,10 @@ class Situation:
     def budget(self) -> float:
         """Seconds that may be planned with: those that are left, `A_DAY` where there is no end."""
         return min(self.seconds_left, A_DAY)
+
+    def can_size(self, structures: int) -> bool:
+        """Whether the budget that is left has room to size so many."""
+        return structures * SIZING_SECONDS <= SIZING_SHARE * self.budget
 
 
 def dearest(ratios: Sequence[float | str], least: float) -> Refusal:

@@ -30,6 +30,8 @@ SCREEN_ROWS = 250
 SCREEN_SECONDS = 0.4
 FULL_SECONDS = 1.5
 """Timing a config, in the first rung and the last."""
+LATER_TRIALS = 4
+"""Configs of compression that the levers which train leave time for: where the budget is small, what is quick and sure comes first."""
 FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
 """Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
 BASELINE, CURRENT = "baseline", "current"
@@ -51,7 +53,7 @@ class Settings:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Budget:
     """When to stop. Asked once a question; the answer is recorded, since a clock gives no answer twice."""
 
@@ -62,12 +64,14 @@ class Budget:
     trials: int | None
     reserve: float
     """Seconds kept back for certification."""
+    later: float = 0.0
+    """Seconds kept back for stages that are still to come."""
 
     @property
     def left(self) -> float:
         if self.seconds is None:
             return float("inf")
-        return self.seconds - (self.ledger.elapsed - self.started) - self.reserve
+        return self.seconds - (self.ledger.elapsed - self.started) - self.reserve - self.later
 
     def allows(self, key: str, wanted: float, spent_trials: int) -> bool:
         answer: bool = self.ledger.remember(
@@ -117,6 +121,8 @@ class Search:
 
     def _climb(self, stage: Stage) -> None:
         """Pull the levers of a stage, and go on from what is best."""
+        compressed_later = stage is Stage.MODEL and self._levers(Stage.COMPRESSION)
+        self.budget.later = LATER_TRIALS * self.trial_seconds if compressed_later else 0.0
         if stage is Stage.COMPOSE:
             self._compress_parts()
         for lever in self._levers(stage):

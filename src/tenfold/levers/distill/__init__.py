@@ -13,7 +13,7 @@ from torch import nn
 
 from tenfold import foresee
 from tenfold.export import Served
-from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
+from tenfold.lever import SIZING_SECONDS, Config, Refusal, Situation, Stage, Tried, dearest
 from tenfold.levers.distill import families
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
@@ -35,8 +35,10 @@ SHORT_SHARE = 1 / 15
 """Of the whole budget, for one training of the baseline as short as those of students are."""
 LEAST_LENGTH, SHORT_LENGTH, MOST_LENGTH = 1 / 8, 1 / 3, 10.0
 """Of the shortest and the longest short training, and of the longest of all, in trainings of the baseline."""
-SKELETON_SECONDS, SKELETON_SHARE = 2.5, 0.05
-"""Writing out and timing one untrained student, as it is and compressed; and the share of the budget for all."""
+FORMS = 2
+"""In which a structure is sized: as it is, and compressed."""
+LEAST_STRUCTURES, SKELETON_SHARE = 3, 0.05
+"""That are sized, however small the budget is; and the share of it for more of them."""
 WORTH_OF_HALF_THE_COST, WORTH_OF_HALF_THE_TRAINING = 2.0, 0.5
 """In margins of quality after a short training, of which a longer one makes up for a part."""
 RATES = (0.5, 1.0, 2.0)
@@ -117,8 +119,10 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     specs = families.space(situation)
     if not specs:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
-    most = int(situation.budget * SKELETON_SHARE / SKELETON_SECONDS)
-    specs = _spread(families.lighter(specs, situation), max(3, most))
+    if not situation.can_size(LEAST_STRUCTURES * FORMS):
+        return Refusal("the budget left is too small to look for a student")
+    most = int(situation.budget * SKELETON_SHARE / (FORMS * SIZING_SECONDS))
+    specs = _spread(families.lighter(specs, situation), max(LEAST_STRUCTURES, most))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs, compressed=True)
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]

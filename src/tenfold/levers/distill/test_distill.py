@@ -93,6 +93,13 @@ class TestDistill(LeverContract):
         asked.clear()
         assert [ratios[asked.index(c) % 2] for c in lever.propose(roomy)] == [12.0, 12.0, 3.0, 3.0]
 
+    def test_a_budget_that_cannot_size_three_students_is_too_small(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Three in two forms take 7.5 seconds, a fifth of 37.5."""
+        answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, seconds_left=37.0))
+        assert isinstance(answer, Refusal)
+        assert "too small to look for a student" in answer.reason
+        assert not isinstance(lever.propose(self.situation(small_builder, plan, Stage.MODEL, seconds_left=38.0)), Refusal)
+
     def test_mixes_only_where_the_budget_has_room_for_the_answers(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Answers for a short training take a third of its length: 3 and 22 seconds, where 10 are allowed."""
         for seconds, choices in ((28.8, [False, True]), (288.0, [False])):
