@@ -15,6 +15,7 @@ from tenfold.data.named import CIFAR10_LABELS, cifar10
 from tenfold.export import Normalize
 from tenfold.train.augment import shift_and_flip
 from tenfold.train.config import TrainConfig
+from tenfold.train.loop import trains_in_bfloat16
 from tenfold.workload import Workload
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
@@ -82,6 +83,6 @@ def workload(data: Path | None = None, *, width: int = WIDTH) -> Workload:
         labels=CIFAR10_LABELS,
         training=TrainConfig(
             epochs=24, batch_size=128, optimizer="sgd", learning_rate=0.125, weight_decay=1.3e-3, warmup=0.2, channels_last=True,
-            dtype="bfloat16",
+            dtype="bfloat16" if trains_in_bfloat16() else "float32",  # emulated, it takes ten times as long
         ),
     )  # fmt: skip
