@@ -102,12 +102,12 @@ def test_a_budget_that_ends_in_the_middle_of_a_training_leaves_the_best_so_far(w
     monkeypatch.setattr(distill, "TIERS", ((0.1, float("inf")),))
     monkeypatch.setattr(distill, "MOST_LENGTH", 1e4)
     monkeypatch.setattr(distill, "TRAIN_SHARE", 50.0)
-    document = run(faint(), out=tmp_path / "run", budget=60, levers=["distill"], view="quiet").document
+    document = run(faint(), out=tmp_path / "run", budget=90, levers=["distill"], view="quiet").document
     ended = [c for c in document["candidates"] if "the budget ended at" in c["reason"]]
     assert ended
     assert all(c["verdict"] == "inconclusive" for c in ended)
     assert document["exit_code"] in (0, 3)
-    assert document["spent"]["search_seconds"] < 100
+    assert document["spent"]["search_seconds"] < 130
 
 
 def test_what_was_certified_answers_batches_as_it_answers_single_examples(whole: Result) -> None:
