@@ -71,6 +71,16 @@ def test_each_lever_is_left_out_in_turn(whole: Result) -> None:
             assert without["quality_difference"]["value"] == 0
 
 
+def test_the_whole_stands_beside_the_best_that_one_lever_came_to(whole: Result) -> None:
+    document = whole.document
+    best, gain = document["best_single"], document["gain"]["serve"]
+    singles = [c for c in document["candidates"] if "+" not in c["label"] and c["lever"] != "cascade" and c["gain"]]
+    assert best["label"] in {c["label"] for c in singles}
+    assert best["quality_difference"]["value"] >= -document["workload"]["margin_absolute"]
+    assert best["times"]["value"] == pytest.approx(gain["value"] / best["gain"]["value"], rel=1e-6)
+    assert 0 < best["times"]["low"] <= best["times"]["value"] <= best["times"]["high"]
+
+
 def test_random_rounds_stand_beside_those_that_learn(tmp_path: Path, monkeypatch) -> None:
     """With a number of trials in place of a budget, of which the ladder leaves some."""
     monkeypatch.setattr(distill, "SKELETON_SHARE", 0.0)

@@ -42,5 +42,6 @@ def baseline(builder: Builder) -> Step:
 
 
 def _what(key: dict[str, Any]) -> dict[str, Any]:
-    """A key without the machine."""
-    return {k: v for k, v in key.items() if k != "environment"}
+    """A key without the machine, nor the precision that it was trained in, which goes by the machine."""
+    training = {k: v for k, v in key["training"].items() if k != "dtype"}
+    return {k: v for k, v in key.items() if k != "environment"} | {"training": training}

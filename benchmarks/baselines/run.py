@@ -18,6 +18,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +30,8 @@ from tenfold.execute import Evaluator, as_json, plain_session
 from tenfold.export import Normalize, Served, export
 from tenfold.measure import Samples, interleave
 from tenfold.plan import Plan
-from tenfold.store import Store, cache_dir, write_atomic
-from tenfold.workload import load
+from tenfold.store import Step, Store, cache_dir, write_atomic
+from tenfold.workload import Workload, load
 
 sys.path.insert(0, str(Path(__file__).parent))
 import kept
@@ -47,47 +48,43 @@ def main() -> None:
 
     samples = time_untrained(family)
     costs = {width: samples[str(width)].microseconds() for width in family.WIDTHS}
-    rows, chosen = [], None
-    for width in sorted(family.WIDTHS, key=lambda w: costs[w]["cpu_mean"]):
-        row = {"width": width, "parameters": sum(p.numel() for p in family.model(width).parameters()), "serving": costs[width]}
-        rows.append(row)
-        if chosen is not None:  # dearer than one that reached the bar
-            continue
-        workload = family.workload(arguments.data, width=width)
-        builder = Builder(
-            workload, load(workload), Store(cache_dir() / "steps"), seed=0, threads=device.cores(), note=_note(width)
-        )
-        plan = Plan(training=workload.training, session=plain_session())
-        evaluator = Evaluator(builder, plan, "serve")
-        trained = builder.trained(plan)
-        record_opening(cache_dir() / "openings", builder.examples.test.identity, f"baselines {builder.workload_id}")
-        scores = {split: evaluator.scores(plan, split) for split in ("valid", "confirm", "test")}
-        row |= {
-            "held_out": float(np.concatenate([scores["valid"], scores["confirm"]]).mean()),
-            "test": float(scores["test"].mean()),
-            "training": {k: trained.meta[k] for k in ("steps", "seconds", "cpu_seconds", "losses")},
-            "training_config": trained.meta["key"]["training"],
-        }
-        print(f"width {width}: {row['held_out']:.4f} held out, {row['test']:.4f} on test", flush=True)
-        if row["held_out"] >= family.BAR:
-            chosen = width
-        if row["held_out"] == max(r["held_out"] for r in rows):  # one that reaches the bar is ahead of those that did not
-            kept.keep(builder, trained)
-    record = {
-        "workload": arguments.workload, "bar_on_held_out": family.BAR, "chosen": chosen,
-        "sizes": rows, "environment": device.environment(), "samples": as_json(samples),
-    }  # fmt: skip
+    widths = sorted(family.WIDTHS, key=lambda w: costs[w]["cpu_mean"])
+    rows = [{"width": w, "parameters": sum(p.numel() for p in family.model(w).parameters()), "serving": costs[w]} for w in widths]
+    record = {"workload": arguments.workload, "bar_on_held_out": family.BAR, "chosen": None, "sizes": rows}
+    record |= {"environment": device.environment(), "samples": as_json(samples)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, json.dumps(record))
     for row in rows:
-        quality = (
-            f"{row['held_out']:.4f} held out, {row['test']:.4f} on test"
-            if "test" in row
-            else "not trained: dearer than one that reaches the bar"
-        )
+        builder, step = train(family.workload(arguments.data, width=row["width"]), row)
+        if row["held_out"] == max(r.get("held_out", 0) for r in rows):  # one that reaches the bar is ahead of those that did not
+            kept.keep(builder, step)
+        if row["held_out"] >= family.BAR:
+            record["chosen"] = row["width"]
+        write_atomic(out, json.dumps(record))  # at once: the next size may take hours
+        if record["chosen"]:
+            break
+    for row in rows:
+        quality = f"{row['held_out']:.4f} held out, {row['test']:.4f} on test" if "test" in row else "not trained: dearer than one that reaches the bar"
         print(f"width {row['width']}: {row['parameters']:,} parameters, "
               f"relative cost {row['serving']['cpu_mean'] / rows[0]['serving']['cpu_mean']:.2f}, {quality}")  # fmt: skip
-    print(f"chosen: {chosen}" if chosen else f"none reaches {family.BAR}")
+    print(f"chosen: {record['chosen']}" if record["chosen"] else f"none reaches {family.BAR}")
+
+
+def train(workload: Workload, row: dict[str, Any]) -> tuple[Builder, Step]:
+    """Trains a size, and writes into its row what came out."""
+    builder = Builder(workload, load(workload), Store(cache_dir() / "steps"), seed=0, threads=device.cores(), note=_note(row["width"]))
+    plan = Plan(training=workload.training, session=plain_session())
+    evaluator = Evaluator(builder, plan, "serve")
+    step = builder.trained(plan)
+    record_opening(cache_dir() / "openings", builder.examples.test.identity, f"baselines {builder.workload_id}")
+    scores = {split: evaluator.scores(plan, split) for split in ("valid", "confirm", "test")}
+    row |= {
+        "held_out": float(np.concatenate([scores["valid"], scores["confirm"]]).mean()),
+        "test": float(scores["test"].mean()),
+        "training": {k: step.meta[k] for k in ("steps", "seconds", "cpu_seconds", "losses")},
+        "training_config": step.meta["key"]["training"],
+    }
+    print(f"width {row['width']}: {row['held_out']:.4f} held out, {row['test']:.4f} on test", flush=True)
+    return builder, step
 
 
 def time_untrained(family: ModuleType) -> dict[str, Samples]:

@@ -4,7 +4,7 @@
 
 Each run begins with a cache that holds the trained baseline (`../baselines/kept.py`) and nothing else, so that no run lives on
 another's trainings. Runs go one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets (a
-summary, and each ledger with its raw samples) and the picture docs/budgets-WORKLOAD.svg, in which runs that were recorded before
+summary, and each ledger with the raw samples that figures are made of) and the picture docs/budgets-WORKLOAD.svg, in which runs that were recorded before
 on a processor of the same kind keep their places.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 from tenfold import device
 from tenfold.build import Builder
+from tenfold.lever import Stage
 from tenfold.report.scale import Log
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.workload import find, load
@@ -53,7 +54,7 @@ def main() -> None:
             search(arguments.workload, arguments.data, minutes, folder, trained)
         rows.append(row_of(minutes, json.loads((folder / "result.json").read_text())))
         records.mkdir(parents=True, exist_ok=True)
-        samples = gzip.compress((folder / "ledger.jsonl").read_bytes(), mtime=0)
+        samples = gzip.compress(behind_figures((folder / "ledger.jsonl").read_bytes()), mtime=0)
         (records / f"{arguments.workload}-{minutes}m.ledger.jsonl.gz").write_bytes(samples)
     rows.sort(key=lambda row: row["minutes"])
     write_atomic(summary, json.dumps({"workload": arguments.workload, "rows": rows}))
@@ -90,8 +91,14 @@ def row_of(minutes: int, result: dict[str, Any]) -> dict[str, Any]:
     return {
         "minutes": minutes, "label": certified and certified["label"], "quality_difference": certified and certified["quality_difference"],
         "baseline_quality": result["baseline"]["quality"],
-        **{k: result[k] for k in ("gain", "points", "attribution", "joint_search", "spent", "environment")},
+        **{k: result[k] for k in ("gain", "points", "attribution", "best_single", "joint_search", "spent", "environment")},
     }  # fmt: skip
+
+
+def behind_figures(ledger: bytes) -> bytes:
+    """A ledger without the timings that guided the search, by which no figure is stated."""
+    guided = tuple(f'"key":"cost:{stage}:'.encode() for stage in (*Stage, "joint"))
+    return b"".join(line for line in ledger.splitlines(keepends=True) if not any(key in line[:80] for key in guided))
 
 
 def said(row: dict[str, Any]) -> str:

@@ -90,6 +90,15 @@ def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.recipe.id in kept]
 
 
+def best_single(candidates: Sequence[Candidate], margin: float) -> Candidate | None:
+    """The cheapest that one lever alone came to, of those whose quality on valid is within the margin."""
+    able = [
+        (s.gain.value, c) for c in candidates
+        if c.whole and len(c.recipe.levers()) == 1 and (s := c.standing) is not None and s.quality.value >= -margin
+    ]  # fmt: skip
+    return max(able, key=lambda pair: pair[0])[1] if able else None
+
+
 def judged(candidate: Candidate) -> Candidate:
     """A candidate that is only known to be cheaper is no candidate yet."""
     if candidate.verdict.decision is not Decision.TAKE or candidate.verdict.quality is not None:

@@ -78,6 +78,7 @@ def document(
         },
         "ladder": _rows(run, ladder, last, winner, reference),
         "attribution": final.attribution(run, last) if winner else [],
+        "best_single": final.composing(run, last) if winner else None,
         "joint_search": ladder.joint,
         "candidates": [_candidate(c, winner) for c in ladder.candidates],
         "sequence": sequence,

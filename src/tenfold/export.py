@@ -133,10 +133,12 @@ def _operators_read_once() -> Iterator[None]:
     """torch's exporter reads the source of all its operators at each call, which takes as long as a small model's export; here it does so once."""
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:  # not public: another torch may keep it elsewhere, and is slower then
+
+        reads = ONNXRegistry.from_torchlib
+    except (ImportError, AttributeError):  # not public: another torch may keep it elsewhere, and is slower then
         yield
         return
-    with patch.object(ONNXRegistry, "from_torchlib", staticmethod(partial(_kept, ONNXRegistry.from_torchlib))):
+    with patch.object(ONNXRegistry, "from_torchlib", staticmethod(partial(_kept, reads))):
         yield
 
 

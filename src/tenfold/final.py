@@ -7,6 +7,7 @@ import itertools
 import time
 from typing import Any, Literal
 
+from tenfold.candidate import recipe_label
 from tenfold.context import Context
 from tenfold.execute import (
     EAGER,
@@ -35,7 +36,7 @@ Gain = Literal["serve", "train", "memory", "size"]
 GAIN_OF: dict[Objective, Gain] = {"serve": "serve", "latency": "serve", "throughput": "serve", "size": "size", "train": "train"}
 """The gain that an objective is about."""
 
-WITHOUT = "without:"
+WITHOUT, ALONE = "without:", "alone"
 
 SERVE, THROUGHPUT, OWN = "serve", "throughput", "own"
 """Operating points: the two that every run states, single predictions on one thread and batch 64 on all cores; and the
@@ -49,11 +50,13 @@ class Final:
     recipe: Recipe
     recipes: dict[str, Recipe]
     """The baseline, and the recipe after each lever, in order; then those with one lever left out, as far as they need no
-    training of their own. The names are those of the samples."""
+    training of their own; and the best single lever. The names are those of the samples."""
     prefixes: dict[str, Plan]
     """The plans of those in order, from the baseline to the whole."""
     costs: dict[str, dict[str, Samples]]
     """By operating point, then by side: all recipes and `EAGER`."""
+    single: Recipe | None
+    """The best that one lever came to alone."""
 
     @property
     def plan(self) -> Plan:
@@ -75,10 +78,13 @@ def own_point(run: Context) -> str:
     return next(name for name, point in points_of(run).items() if point == run.evaluator.point)
 
 
-def time_all(run: Context, recipe: Recipe) -> Final:
-    """Time the baseline, every prefix of a recipe, and the recipe less each of its levers, all together at each operating point; once."""
+def time_all(run: Context, recipe: Recipe, single: Recipe | None = None) -> Final:
+    """Time the baseline, every prefix of a recipe, the recipe less each of its levers, and the best single lever, all together at each
+    operating point; once."""
     prefixes = {BASELINE: Recipe(workload=recipe.workload, seed=recipe.seed), **prefixes_of(recipe)}
     lesser = {f"{WITHOUT}{lever}": r for lever, r in without_each(recipe).items() if r.pulls and r not in prefixes.values()}
+    if single is not None and single not in (prefixes | lesser).values():
+        lesser[ALONE] = single
     plans = {n: apply_all(run.baseline, r.pulls) for n, r in (prefixes | lesser).items()}
     plans = {n: p for n, p in plans.items() if n in prefixes or run.builder.is_trained(p)}
     split = "test" if run.ledger.knows("opening") else "valid"
@@ -93,7 +99,7 @@ def time_all(run: Context, recipe: Recipe) -> Final:
         run.view.note(f"timing the ladder at batch {point.batch}", 0.0)
         costs[name] = from_json(run.ledger.remember(f"cost:final:{name}:{recipe.id}", measure)["samples"])
     recipes = {n: r for n, r in (prefixes | lesser).items() if n in plans}
-    return Final(recipe=recipe, recipes=recipes, prefixes={n: plans[n] for n in prefixes}, costs=costs)
+    return Final(recipe=recipe, recipes=recipes, prefixes={n: plans[n] for n in prefixes}, costs=costs, single=single)
 
 
 def prefixes_of(recipe: Recipe) -> dict[str, Recipe]:
@@ -130,6 +136,21 @@ def attribution(run: Context, final: Final) -> list[dict[str, Any]]:
             without = {"gain": gain.to_json(), "quality_difference": quality_on_valid(run, less).to_json()}
         out.append({"lever": lever, "factor": factor(run, final, before, after).to_json(), "without": without})
     return out
+
+
+def composing(run: Context, final: Final) -> dict[str, Any] | None:
+    """What the best single lever comes to, and how many times cheaper than it the whole is; None where nothing was composed, or cost is not served cost."""
+    name = next((n for n, r in final.recipes.items() if r == final.single), None)
+    if name is None or len(final.recipe.levers()) < 2 or run.settings.objective in ("size", "train"):
+        return None
+    samples, recipe = final.costs[own_point(run)], final.recipes[name]
+    return {
+        "lever": recipe.pulls[-1].lever,
+        "label": recipe_label(recipe),
+        "gain": run.evaluator.ratio(samples[reference(run, samples)], samples[name]).to_json(),
+        "quality_difference": quality_on_valid(run, recipe).to_json(),
+        "times": run.evaluator.ratio(samples[name], samples[final.last]).to_json(),
+    }
 
 
 def quality_on_valid(run: Context, recipe: Recipe) -> Interval:

@@ -132,9 +132,9 @@ class Situation:
         """Seconds that may be planned with: those that are left, `A_DAY` where there is no end."""
         return min(self.seconds_left, A_DAY)
 
-    def can_size(self, structures: int) -> bool:
-        """Whether the budget that is left has room to size so many."""
-        return structures * SIZING_SECONDS <= SIZING_SHARE * self.budget
+    def sizable(self, share: float = SIZING_SHARE) -> int:
+        """Untrained structures that can be written out and timed, in one form each, in a share of the budget that is left."""
+        return int(share * self.budget / SIZING_SECONDS)
 
 
 def dearest(ratios: Sequence[float | str], least: float) -> Refusal:

@@ -18,7 +18,7 @@ from typing import Any
 from tenfold import device, final, insights
 from tenfold.build import Builder
 from tenfold.bundle import Bundle, write_bundle
-from tenfold.candidate import Candidate, Ladder
+from tenfold.candidate import Candidate, Ladder, best_single
 from tenfold.certify import CONFIRMED, MAX_SEQUENCE
 from tenfold.context import Context
 from tenfold.document import UNITS, document, manifest
@@ -307,10 +307,11 @@ def _baseline(run: Context) -> dict[str, Any]:
 def _cheapest_that_passed(run: Context, ladder: Ladder, sequence: list[Entry]) -> tuple[Candidate | None, Final]:
     """The cheapest candidate that was certified, if it is still cheaper when all is timed again; and that timing."""
     by_id = {c.recipe.id: c for c in ladder.candidates}
+    single = best_single(ladder.candidates, run.margin)
     for entry in reversed(sequence):
         if entry["verdict"] != Decision.TAKE:
             continue
-        last = final.time_all(run, by_id[entry["recipe"]].recipe)
+        last = final.time_all(run, by_id[entry["recipe"]].recipe, single.recipe if single else None)
         gain = final.gains(run, last)[final.GAIN_OF[run.settings.objective]]
         samples = last.costs[final.own_point(run)]
         p99 = p99_ratio(samples[final.reference(run, samples)], samples[last.last])

@@ -143,7 +143,9 @@ class Search:
         return candidate.gain.value if candidate is not None and candidate.gain is not None else 1.0
 
     def _levers(self, stage: Stage) -> list[Lever]:
-        return [v for name, v in discover().items() if stage in v.stages and (self.settings.levers is None or name in self.settings.levers)]
+        """Those of a stage in the order of pulling: by name, those that choose the engine last, as they choose it for what there is by then."""
+        found = [v for name, v in discover().items() if stage in v.stages and (self.settings.levers is None or name in self.settings.levers)]
+        return sorted(found, key=lambda lever: "session" in lever.touches)
 
     def _compress_parts(self) -> None:
         """Pull the levers of compression on the baseline and on every model that may be a part of a whole, where that was not done yet."""

@@ -82,7 +82,7 @@ def workload(data: Path | None = None, *, width: int = WIDTH) -> Workload:
         margin=0.005,
         labels=CIFAR10_LABELS,
         training=TrainConfig(
-            epochs=24, batch_size=128, optimizer="sgd", learning_rate=0.125, weight_decay=1.3e-3, warmup=0.2, channels_last=True,
+            epochs=16, batch_size=128, optimizer="sgd", learning_rate=0.125, weight_decay=1.3e-3, warmup=0.2, channels_last=True,
             dtype="bfloat16" if trains_in_bfloat16() else "float32",  # emulated, it takes ten times as long
         ),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 
 from tenfold import foresee
 from tenfold.export import Served
-from tenfold.lever import SIZING_SECONDS, Config, Refusal, Situation, Stage, Tried, dearest
+from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
 from tenfold.levers.distill import families
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
@@ -119,10 +119,9 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     specs = families.space(situation)
     if not specs:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
-    if not situation.can_size(LEAST_STRUCTURES * FORMS):
+    if situation.sizable() < LEAST_STRUCTURES * FORMS:
         return Refusal("the budget left is too small to look for a student")
-    most = int(situation.budget * SKELETON_SHARE / (FORMS * SIZING_SECONDS))
-    specs = _spread(families.lighter(specs, situation), max(LEAST_STRUCTURES, most))
+    specs = _spread(families.lighter(specs, situation), max(LEAST_STRUCTURES, situation.sizable(SKELETON_SHARE) // FORMS))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs, compressed=True)
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]

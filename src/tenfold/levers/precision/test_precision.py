@@ -4,14 +4,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.build import Builder
 from tenfold.engine import SessionConfig, open_session
 from tenfold.export import Served, export
+from tenfold.lever import Lever, Refusal, Stage, discover
 from tenfold.levers.precision import _to_float16
+from tenfold.plan import Plan
 from tenfold.testing import LeverContract
 
 
 class TestPrecision(LeverContract):
     name = "precision"
+
+    def test_integers_are_not_made_floats_again(self, lever: Lever, small_builder: Builder, plan: Plan) -> None:
+        quantize = discover()["quantize"]
+        answer = quantize.propose(self.situation(small_builder, plan, Stage.COMPRESSION))
+        assert not isinstance(answer, Refusal)
+        integers = quantize.apply(plan, answer[0])
+        found = lever.propose(self.situation(small_builder, integers, Stage.COMPRESSION))
+        if isinstance(found, Refusal):
+            assert "integers" in found.reason
+        else:  # what is left of floats may be computed in bfloat16 where there is an engine for it
+            assert [c["weights"] for c in found] == ["float32"]
 
 
 class Attention(nn.Module):

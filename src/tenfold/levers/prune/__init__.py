@@ -57,7 +57,7 @@ class Prune:
         if (reason := _hindrance(situation)) is not None:
             return Refusal(reason)
         shortest = _shortest(situation)
-        if not situation.can_size(len(KEEPS)) or _affordable(situation, 1) < shortest:
+        if situation.sizable() < len(KEEPS) or _affordable(situation, 1) < shortest:
             return Refusal("the budget left is too small for a recovery after pruning")
         ratios = situation.skeleton_ratios([_json(situation, keep, shortest) for keep in KEEPS])
         measured = [(keep, ratio) for keep, ratio in zip(KEEPS, ratios, strict=True) if isinstance(ratio, float)]
