@@ -4,8 +4,8 @@
 
 Each run begins with a cache that holds the trained baseline (`../baselines/kept.py`) and nothing else, so that no run lives on
 another's trainings. Runs go one after the other; finished ones are kept, and one that was stopped goes on. Writes records/budgets (a
-summary, and each ledger with the raw samples that figures are made of) and the picture docs/budgets-WORKLOAD.svg, in which runs that were recorded before
-on a processor of the same kind keep their places.
+summary, and each ledger with the raw samples that figures are made of) and the picture docs/budgets-WORKLOAD.svg, with a curve for each class of
+processor: what was recorded before, or elsewhere, keeps its place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import kept
 
 WIDTH, HEIGHT, LEFT, TOP = 640, 360, 56, 24
 """Of the picture, and where its chart begins."""
+COLOURS = ("#06c", "#b40", "#073", "#74a")
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
     records = Path("records/budgets")
     summary = records / f"{arguments.workload}.json"
     before = json.loads(summary.read_text())["rows"] if summary.exists() else []
-    rows = [r for r in before if r["minutes"] not in arguments.minutes and r["environment"]["cpu_class"] == device.cpu_class()]
+    rows = [r for r in before if r["minutes"] not in arguments.minutes or r["environment"]["cpu_class"] != device.cpu_class()]
     for minutes in sorted(arguments.minutes):
         folder = arguments.work / arguments.workload / f"{minutes}m"
         if not (folder / "result.json").exists():
@@ -55,12 +57,12 @@ def main() -> None:
         rows.append(row_of(minutes, json.loads((folder / "result.json").read_text())))
         records.mkdir(parents=True, exist_ok=True)
         samples = gzip.compress(behind_figures((folder / "ledger.jsonl").read_bytes()), mtime=0)
-        (records / f"{arguments.workload}-{minutes}m.ledger.jsonl.gz").write_bytes(samples)
-    rows.sort(key=lambda row: row["minutes"])
-    write_atomic(summary, json.dumps({"workload": arguments.workload, "rows": rows}))
-    write_atomic(Path(f"docs/budgets-{arguments.workload}.svg"), picture(rows, arguments.workload))
+        (records / f"{arguments.workload}-{minutes}m.{device.cpu_class()}.ledger.jsonl.gz").write_bytes(samples)
+        rows.sort(key=lambda row: (row["environment"]["cpu_class"], row["minutes"]))
+        write_atomic(summary, json.dumps({"workload": arguments.workload, "rows": rows}))  # at once: the next run may be stopped
+        write_atomic(Path(f"docs/budgets-{arguments.workload}.svg"), picture(rows, arguments.workload))
     for row in rows:
-        print(f"{row['minutes']:3d} min: {said(row)}")
+        print(f"{row['environment']['cpu_class']}, {row['minutes']} min: {said(row)}")
 
 
 def baseline(name: str, data: Path | None) -> Path:
@@ -108,11 +110,15 @@ def said(row: dict[str, Any]) -> str:
     return f"{gain['value']:.2f}× (at least {gain['low']:.2f}×) at {quality['value']:+.4f} (at least {quality['low']:+.4f}): {row['label']}"
 
 
+def gain_of(row: dict[str, Any]) -> dict[str, float]:
+    gain: dict[str, float] = row["gain"]["serve"] if row["label"] else {"value": 1.0, "low": 1.0, "high": 1.0}
+    return gain
+
+
 def picture(rows: Sequence[dict[str, Any]], name: str) -> str:
-    """The gains, each with its interval, over the minutes; both axes logarithmic."""
-    gains = [r["gain"]["serve"] if r["label"] else {"value": 1.0, "low": 1.0, "high": 1.0} for r in rows]
+    """The gains, each with its interval, over the minutes, a curve for each class of processor; both axes logarithmic."""
     minutes = [r["minutes"] for r in rows]
-    across, up = Log(min(minutes) / 1.3, max(minutes) * 1.3), Log(0.9, max(10.0, 1.1 * max(g["high"] for g in gains)))
+    across, up = Log(min(minutes) / 1.3, max(minutes) * 1.3), Log(0.9, max(10.0, 1.2 * max(gain_of(r)["high"] for r in rows)))
     wide, high = WIDTH - LEFT - 16, HEIGHT - TOP - 44
 
     def x(value: float) -> float:
@@ -130,14 +136,18 @@ def picture(rows: Sequence[dict[str, Any]], name: str) -> str:
         if 0.9 <= value <= up.high:
             lines.append(f'<path d="M{LEFT} {y(value)}H{LEFT + wide}" stroke="#ddd"/>')
             lines.append(f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{value}×</text>')
-    lines += [f'<text x="{x(value)}" y="{TOP + high + 18}" text-anchor="middle">{value}</text>' for value in minutes]
+    lines += [f'<text x="{x(value)}" y="{TOP + high + 18}" text-anchor="middle">{value}</text>' for value in sorted(set(minutes))]
     lines.append(f'<text x="{LEFT + wide}" y="{HEIGHT - 6}" text-anchor="end">minutes of search, the baseline being there</text>')
-    path = " ".join(f"{'M' if i == 0 else 'L'}{x(m)} {y(g['value'])}" for i, (m, g) in enumerate(zip(minutes, gains, strict=True)))
-    lines.append(f'<path d="{path}" fill="none" stroke="#06c" stroke-width="2"/>')
-    for value, gain in zip(minutes, gains, strict=True):
-        lines.append(f'<path d="M{x(value)} {y(gain["low"])}V{y(gain["high"])}" stroke="#06c"/>')
-        lines.append(f'<circle cx="{x(value)}" cy="{y(gain["value"])}" r="4" fill="#06c"/>')
-        lines.append(f'<text x="{x(value)}" y="{y(gain["high"]) - 8}" text-anchor="middle">{gain["value"]:.2f}×</text>')
+    for i, (cpu, found) in enumerate(groupby(rows, key=lambda r: r["environment"]["cpu_class"])):
+        points, colour = [(r["minutes"], gain_of(r)) for r in found], COLOURS[i % len(COLOURS)]
+        path = "M" + "L".join(f"{x(value)} {y(gain['value'])}" for value, gain in points)
+        lines.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        lines.append(f'<text x="{LEFT + 8}" y="{TOP + high - 32 - 16 * i}" fill="{colour}">{", ".join(cpu.split("+")[1:])}</text>')
+        for value, gain in points:
+            lines.append(f'<path d="M{x(value)} {y(gain["low"])}V{y(gain["high"])}" stroke="{colour}"/>')
+            lines.append(f'<circle cx="{x(value)}" cy="{y(gain["value"])}" r="4" fill="{colour}"/>')
+            beside = y(gain["low"]) + 18 if i % 2 else y(gain["high"]) - 8
+            lines.append(f'<text x="{x(value)}" y="{beside}" text-anchor="middle" fill="{colour}">{gain["value"]:.2f}×</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 
