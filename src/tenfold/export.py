@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
 from tenfold.errors import ExportError
+from tenfold.operators import operators
 from tenfold.rewrite import rewrite
 from tenfold.store import is_full, unwritable
 from tenfold.train.feed import tensor_of
@@ -197,10 +198,7 @@ def check_batches(path: Path, example: Sequence[Array], config: SessionConfig) -
 
 
 def _quantizes_as_it_comes(path: Path) -> bool:
-    import onnx
-
-    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
-    return bool(kinds & {"DynamicQuantizeLinear", "DynamicQuantizeLSTM"})
+    return bool(operators(path).keys() & {"DynamicQuantizeLinear", "DynamicQuantizeLSTM"})
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import io
 import logging
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session
 from tenfold.errors import first_line
 from tenfold.levers.quantize.fold import drop_roundings, fold_input
+from tenfold.operators import INTEGER, operators
 from tenfold.plan import Materials
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ PERCENTILE = 99.99
 
 _COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_INTEGER = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +47,13 @@ class Census:
 
 @lru_cache(maxsize=16)
 def census(path: Path) -> Census:
-    import onnx
-
-    count = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    count = operators(path)
     recurrent = sum(count[t] for t in _RECURRENT)
     return Census(
         compute=sum(count[t] for t in _COMPUTE) + recurrent,
         linear=count["Gemm"] + count["MatMul"],
         recurrent=recurrent,
-        integer=sum(count[t] for t in _INTEGER),
+        integer=sum(count[t] for t in INTEGER),
     )
 
 
