@@ -11,6 +11,7 @@ from tenfold.candidate import Rung
 from tenfold.joint import ROUND, JointSearch, Trial, ask, contribution, hypervolume, searched
 from tenfold.lever import Stage, discover
 from tenfold.recipe import Recipe
+from tenfold.search import Settings
 
 SPACE = {"model": ["none", "distill", "prune"], "width": list(range(8, 97, 8)), "use quantize": [False, True]}
 
@@ -105,8 +106,23 @@ class Stub:
 class StubSearch:
     root = Rung(recipe=Recipe(workload="w"), plan=())
 
+    settings = Settings(seed=2**31 - 1)
+
     def situation(self, stage, now, tried):
         return None
+
+    @property
+    def ledger(self):
+        return self
+
+    def remember(self, key, compute):
+        return compute()
+
+    def left(self, question):
+        return 1.0
+
+    def joint_round(self, turn, entries):
+        return [], len(entries) == 0
 
 
 def test_levers_that_do_not_apply_are_not_asked_for(monkeypatch) -> None:
@@ -119,3 +135,19 @@ def test_levers_that_do_not_apply_are_not_asked_for(monkeypatch) -> None:
     assert [(p.lever, p.config) for p in both.recipe.pulls] == [("fits", {"width": 2}), ("int8", {"bits": 8})]
     assert both.plan == (("fits", {"width": 2}), ("int8", {"bits": 8}))
     assert joint._entrant({"model": 0, "use int8": 0, "fits: width": 1, "int8: bits": 0}) is None  # the baseline
+
+
+def test_any_seed_will_do_and_both_kinds_of_rounds_are_compared_by_as_many_trials(monkeypatch) -> None:
+    stubs = {"fits": Stub("fits", {"width": [1, 2]})}
+    monkeypatch.setattr("tenfold.lever.discover", lambda: stubs)
+    joint = JointSearch(search=StubSearch(), levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: []})
+    for turn in range(3):  # the one that learns has a round more
+        joint._explore(turn)
+    random = [t for t in joint.trials if t.sampler == "random"]
+    learned = [t for t in joint.trials if t.sampler == "learned"]
+    joint.trials = [*(Trial(sampler=t.sampler, point=t.point, values=(1.0, 1.0)) for t in random),
+                    *(Trial(sampler=t.sampler, point=t.point, values=(1.0, 1.0) if i < ROUND else (9.0, 9.0)) for i, t in enumerate(learned)),
+                    Trial(sampler="none", point={}, values=(0.0, 0.0))]  # fmt: skip
+    assert joint._controls() == {
+        name: {"trials": trials, "compared": ROUND, "seconds": 0.0, "hypervolume": 1.0} for name, trials in (("learned", 2 * ROUND), ("random", ROUND))
+    }

@@ -13,12 +13,13 @@ import sys
 import time
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from torch import nn
 
-from tenfold import device, search
+from tenfold import device, pipeline, search
 from tenfold.bundle import Bundle, write_bundle
 from tenfold.certify import Standing, order_candidates, record_opening
 from tenfold.data.split import Split
@@ -27,10 +28,10 @@ from tenfold.execute import Evaluator
 from tenfold.ledger import Ledger
 from tenfold.measure import Samples
 from tenfold.pipeline import Result, run
-from tenfold.search import Search
+from tenfold.search import Search, Settings
 from tenfold.testing import blobs, small_net, small_workload
 from tenfold.train.config import TrainConfig
-from tenfold.verdict import Interval, certify
+from tenfold.verdict import Decision, Interval, Verdict, certify
 from tenfold.workload import Workload
 
 CHOICES = ("ladder", "candidates", "sequence", "certified")
@@ -60,7 +61,7 @@ def test_the_file_is_the_document(finished: Result) -> None:
 def test_the_ladder_has_a_row_a_lever_and_stage_and_a_reason_each(finished: Result) -> None:
     rows = finished.document["ladder"]
     assert [(r["stage"], r["lever"]) for r in rows if r["stage"] != "export"] == [
-        ("train", "precision"), ("compression", "precision"), ("compression", "quantize"), ("runtime", "runtime"),
+        ("train", "precision"), ("compression", "quantize"), ("compression", "precision"), ("runtime", "runtime"),
     ]  # fmt: skip
     assert all(r["reason"] for r in rows)
 
@@ -261,6 +262,27 @@ def test_where_the_budget_is_small_what_is_quick_comes_before_what_trains(tmp_pa
     rows = {row["lever"]: row for row in document["ladder"]}
     assert rows["distill"]["tried"] == rows["prune"]["tried"] == 0
     assert rows["quantize"]["tried"] > 2
+
+
+def test_where_timing_a_cascade_would_take_the_budget_nothing_is_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow model still has its other levers, and no budget is too small because of what is not done."""
+    monkeypatch.setattr(pipeline, "LEAST_INPUTS", 10**9)
+    document = run(small_workload(), out=tmp_path / "run", budget=300, levers=["quantize", "cascade"], view="quiet").document
+    rows = {row["lever"]: row for row in document["ladder"]}
+    assert rows["quantize"]["tried"] > 2
+    assert rows["cascade"]["verdict"] == "refuse"
+    assert "give a larger one" in rows["cascade"]["reason"]
+
+
+def test_a_worse_p99_is_refused_where_latency_counts() -> None:
+    better, cheaper = Interval(value=0.01, low=0.0, high=0.02), Interval(value=2.0, low=1.9, high=2.1)
+
+    def verdict(objective: str, p99: float) -> Verdict:
+        return Search._verdict(SimpleNamespace(settings=Settings(objective=objective), margin=0.05), better, cheaper, p99)  # type: ignore[arg-type]
+
+    assert verdict("latency", 0.9).decision == Decision.REFUSE
+    assert "p99 latency is worse: 0.90×" in verdict("latency", 0.9).reason
+    assert verdict("latency", 1.1).decision == verdict("serve", 0.9).decision == Decision.TAKE
 
 
 def test_pretrained_weights_skip_the_training(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Weights are those of the machine that trained them: on another, training gives o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,14 +15,16 @@ from tenfold.build import Builder
 from tenfold.execute import plain_session
 from tenfold.plan import Plan
 from tenfold.store import Step
+from tenfold.train.loop import fit
 
 FOLDER = Path("records/baselines")
+TIMED_STEPS = 30
 
 
-def keep(builder: Builder, step: Step) -> None:
+def keep(builder: Builder, step: Step, folder: Path) -> None:
     """The weights, and what they were trained by."""
-    shutil.copyfile(step.path / "model.safetensors", FOLDER / f"{builder.workload.name}.safetensors")
-    (FOLDER / f"{builder.workload.name}.training.json").write_text(json.dumps(step.meta))
+    shutil.copyfile(step.path / "model.safetensors", folder / f"{builder.workload.name}.safetensors")
+    (folder / f"{builder.workload.name}.training.json").write_text(json.dumps(step.meta))
 
 
 def baseline(builder: Builder) -> Step:
@@ -36,9 +39,17 @@ def baseline(builder: Builder) -> Step:
 
     def work(folder: Path) -> dict[str, Any]:
         shutil.copyfile(weights, folder / "model.safetensors")
-        return {k: v for k, v in meta.items() if k != "key"}
+        return {**{k: v for k, v in meta.items() if k != "key"}, **_duration_here(builder, meta["steps"])}
 
     return builder.step("train", key, work)
+
+
+def _duration_here(builder: Builder, steps: int) -> dict[str, float]:
+    """What so many training steps would take on this machine, by a few: searches plan the lengths of their trainings by it."""
+    workload, train = builder.workload, builder.examples.split("train")
+    few = dataclasses.replace(workload.training, epochs=TIMED_STEPS * workload.training.batch_size / len(train))
+    facts = fit(builder.fresh(), train, workload.loss_function(), few, seed=builder.seed, augment=workload.augment)
+    return {name: facts[name] * steps / facts["steps"] for name in ("seconds", "cpu_seconds")}
 
 
 def _what(key: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def main() -> None:
     for row in rows:
         builder, step = train(family.workload(arguments.data, width=row["width"]), row)
         if row["held_out"] == max(r.get("held_out", 0) for r in rows):  # one that reaches the bar is ahead of those that did not
-            kept.keep(builder, step)
+            kept.keep(builder, step, out.parent)
         if row["held_out"] >= family.BAR:
             record["chosen"] = row["width"]
         write_atomic(out, json.dumps(record))  # at once: the next size may take hours

@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,9 @@ from tenfold.plan import Plan
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.verdict import exact_ratio, quality_difference
 from tenfold.workload import find, load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "baselines"))
+import kept
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 256, 32
 SCREEN = {"rounds": 5, "calls": 200}
@@ -93,10 +97,11 @@ def main() -> None:
     workload = find(arguments.workload, arguments.data)
     examples = load(workload)
     builder = Builder(workload, examples, Store(cache_dir() / "steps"), seed=result["seed"], threads=device.cores())
-    session, margin = plain_session(), result["workload"]["margin_absolute"]
-    plain = builder.graph(Plan(training=workload.training, seed=result["seed"], session=session)).path / "model.onnx"
     if result["workload"]["identity"] != builder.workload_id:
         raise SystemExit("that run was of another workload, or of the same with other code or data: run it again")
+    session, margin = plain_session(), result["workload"]["margin_absolute"]
+    kept.baseline(builder)
+    plain = builder.graph(Plan(training=workload.training, seed=result["seed"], session=session)).path / "model.onnx"
     record = {"workload": workload.name, "margin": margin, "environment": device.environment()}
 
     with tempfile.TemporaryDirectory() as scratch:

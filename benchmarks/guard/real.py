@@ -1,17 +1,18 @@
 """The guard end to end with every lever on: short runs on a table that is made, whose truth is looked up on fresh examples.
 
-    python benchmarks/guard/real.py [--runs 200] [--jobs 2] [--out records/guard/real.json]
+    python benchmarks/guard/real.py [--runs 200] [--jobs 2] [--continue] [--out records/guard/real.json]
 
 Each run has a task of its own (another draw of examples), trains its baseline and its candidates for real, and certifies or refuses. Then
 baseline and certified candidate answer 100,000 examples that nothing has seen. A breach is a certified candidate whose true
-difference is below −margin. Finished runs are kept, and those of the record count too: a benchmark that was stopped goes on, on
-another machine as well. Each run has one core; candidates are timed for a shorter time than usual (`time_briefly`), so that
+difference is below −margin. Finished runs are kept in the work folder, by the code that made them, so that a benchmark that was stopped goes on;
+with `--continue` rows of the record count too, from another machine and whatever code made them (each row names it). Each run has one core; candidates are timed for a shorter time than usual (`time_briefly`), so that
 levers that train get most of a short budget.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+import tenfold
 from tenfold import TrainConfig, Workload, device, execute, final, joint, lever, pipeline, run, search
 from tenfold.build import Builder
 from tenfold.bundle import Bundle
@@ -36,11 +38,16 @@ from tenfold.plan import Plan
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.workload import load
 
+sys.path.insert(0, str(Path(__file__).parent))
+from rules import measured_rate
+
 MARGIN, BUDGET, FRESH = 0.02, 75.0, 100_000
 SIZES = {"train": 800, "valid": 500, "confirm": 500, "test": 1_500}
 FEATURES, CLASSES, CENTRES, WIDTH = 32, 4, 24, 512
 SETTINGS = {"margin": MARGIN, "budget": BUDGET, "fresh": FRESH, "sizes": SIZES, "features": FEATURES, "classes": CLASSES, "centres": CENTRES, "width": WIDTH}
 BAR = 0.05
+CODE = hashlib.blake2b(b"".join(p.read_bytes() for p in sorted(Path(tenfold.__file__).parent.rglob("*.py"))), digest_size=6).hexdigest()
+"""Which code makes a run."""
 
 
 def net() -> nn.Module:
@@ -92,7 +99,7 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
     """A run, and the truth about what it certified."""
     workload = task(seed)
     result = run(workload, budget=BUDGET, seed=seed, out=folder, view="quiet", resume=(folder / "ledger.jsonl").exists())
-    row: dict[str, Any] = {"seed": seed, "cpu_class": device.cpu_class(), "certified": result.exit_code == 0, "candidates": len(result.document["candidates"])}
+    row: dict[str, Any] = {"seed": seed, "code": CODE, "cpu_class": device.cpu_class(), "certified": result.exit_code == 0, "candidates": len(result.document["candidates"])}
     fresh = draw(FRESH, np.random.default_rng([2, seed]))
     builder = Builder(workload, load(workload), Store(cache_dir() / "steps"), seed=seed, threads=device.cores())
     plain = builder.graph(Plan(training=workload.training, seed=seed, session=plain_session())).path / "model.onnx"
@@ -114,13 +121,19 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def recorded(out: Path) -> dict[int, dict[str, Any]]:
-    """Rows of the record so far, by seed, where they come of the same settings."""
-    record = json.loads(out.read_text()) if out.exists() else {}
-    return {row["seed"]: row for row in record["rows"]} if record.get("settings") == SETTINGS else {}
+    """Rows of the record so far, by seed.
+
+    Raises:
+        SystemExit: they come of other settings.
+    """
+    record = json.loads(out.read_text())
+    if record["settings"] != SETTINGS:
+        raise SystemExit(f"{out} was made with other settings: begin anew, without --continue")
+    return {row["seed"]: row for row in record["rows"]}
 
 
 def finished(work: Path, known: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The row of a run: from the record or its file where it was finished before."""
+    """The row of a run: of those that are known, or from its file where it was finished before."""
     if seed in known:
         return known[seed]
     path = work / f"{seed}.json"
@@ -134,48 +147,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--continue", action="store_true", dest="goes_on", help="count rows of the record")
     parser.add_argument("--work", type=Path, default=Path("runs/guard-real"))
     parser.add_argument("--out", type=Path, default=Path("records/guard/real.json"))
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    work = arguments.work / CODE
+    work.mkdir(parents=True, exist_ok=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    known = recorded(arguments.out)
-    os.environ |= {"OMP_NUM_THREADS": "1", "TENFOLD_CACHE": str((arguments.work / "cache").resolve())}
+    known = recorded(arguments.out) if arguments.goes_on else {}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TENFOLD_CACHE": str((work / "cache").resolve())}
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for core in sorted(os.sched_getaffinity(0))[: arguments.jobs]:
         cores.put(core)
     with ProcessPoolExecutor(arguments.jobs, context, work_on_a_core, (cores,)) as pool:
         rows: list[dict[str, Any]] = []
-        for row in pool.map(partial(finished, arguments.work, known), range(arguments.runs)):
+        for row in pool.map(partial(finished, work, known), range(arguments.runs)):
             rows.append(row)
             print(f"{row['seed']}: {row.get('label', 'nothing certified')} true {row.get('true', 0):+.4f}", flush=True)
             if len(rows) >= len(known):
                 write_atomic(arguments.out, json.dumps(record_of(rows)))
     record = record_of(rows)
-    low, high = record["interval"]
-    print(f"{record['certified']} of {len(rows)} runs certified a candidate; "
-          f"{record['breaches']} breaches: {record['rate']:.1%} ({low:.1%} to {high:.1%}), bar {BAR:.0%}")  # fmt: skip
+    rate = record["rate"]
+    print(f"{record['certified']} of {len(rows)} runs, made by {record['codes']} versions of the code, certified a candidate; "
+          f"{record['breaches']} breaches: {rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%}), bar {BAR:.0%}")  # fmt: skip
     kinds = {name: sum(name in r.get("label", "") for r in rows) for name in ("distill", "prune", "quantize", "cascade")}
     print("levers in what was certified: " + ", ".join(f"{k} {v}" for k, v in kinds.items()))
-    sys.exit(record["rate"] > BAR)
+    sys.exit(rate["value"] > BAR)
 
 
 def record_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     certified = [r for r in rows if r["certified"]]
     breaches = sum(r["true"] < -MARGIN for r in certified)
     return {
-        "runs": len(rows), "certified": len(certified), "breaches": breaches, "rate": breaches / len(rows), "bar": BAR,
-        "interval": interval(breaches, len(rows)), "settings": SETTINGS, "rows": rows, "environment": device.environment(),
+        "runs": len(rows), "certified": len(certified), "breaches": breaches, "rate": measured_rate(breaches, len(rows)).to_json(), "bar": BAR,
+        "codes": len({r.get("code") for r in rows}), "settings": SETTINGS, "rows": rows, "environment": device.environment(),
     }  # fmt: skip
-
-
-def interval(count: int, n: int) -> list[float]:
-    """Exact binomial (Clopper and Pearson 1934), 90 %."""
-    from scipy.stats import beta
-
-    low = 0.0 if count == 0 else float(beta.ppf(0.05, count, n - count + 1))
-    return [low, float(beta.ppf(0.95, count + 1, n - count))]
 
 
 if __name__ == "__main__":

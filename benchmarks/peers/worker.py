@@ -2,7 +2,7 @@
 
 Speaks JSON by lines: reads a command, writes an answer. Needs numpy, and the engine of what it loads.
 
-    {"load": KIND, "path": …, "threads": n, "inputs": x.npy}   KIND: onnxruntime, openvino-float32, openvino-default, torch
+    {"load": KIND, "path": …, "threads": n, "inputs": x.npy}   KIND: onnxruntime-LEVEL, openvino-PRECISION, torch
     {"block": [first, last], "batch": n}                       times those calls, after one that is not counted
     {"answer": out.npy, "batch": n}                            outputs on all inputs
 """
@@ -13,16 +13,18 @@ import json
 import os
 import sys
 import time
+from functools import partial
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 
 
-def onnxruntime(path: str, threads: int):
+def onnxruntime(path: str, threads: int, level: str):
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -64,9 +66,10 @@ def torch(path: str, threads: int):
 
 
 KINDS = {
-    "onnxruntime": onnxruntime,
-    "openvino-float32": lambda path, threads: openvino(path, threads, "f32"),
-    "openvino-default": lambda path, threads: openvino(path, threads, None),
+    **{f"onnxruntime-{level}": partial(onnxruntime, level=level) for level in ("basic", "extended", "all")},
+    "openvino-float32": partial(openvino, precision="f32"),
+    "openvino-bfloat16": partial(openvino, precision="bf16"),
+    "openvino-default": partial(openvino, precision=None),
     "torch": torch,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -60,6 +61,9 @@ class Builder:
         torch.set_num_threads(threads)
         self._versions = {k: v for k, v in device.versions().items() if k != "openvino"}
         self.workload_id = identity(workload, examples, self.fresh())
+        torch.manual_seed(seed)
+        self.learning = learning_key(workload, examples)
+        """Identity of what students learn from, beside the baseline and its data."""
 
     # ------------------------------------------------------------ models
 
@@ -133,10 +137,12 @@ class Builder:
             "workload": self.workload_id,
             "training": dataclasses.asdict(plan.training),
             "seed": plan.seed,
-            "environment": [
-                device.cpu_class(), self.threads, self._versions["torch"], __version__, *(["cuda"] if pick_device().type == "cuda" else []),
-            ],
+            "environment": self._environment(),
         }
+
+    def _environment(self) -> list[str | int | None]:
+        """What trained weights depend on beside what they learn."""
+        return [device.cpu_class(), self.threads, self._versions["torch"], __version__, *(["cuda"] if pick_device().type == "cuda" else [])]
 
     def trained(self, plan: Plan) -> Step:
         """The trained weights: `model.safetensors`."""
@@ -171,8 +177,14 @@ class Builder:
         self.shaped(before)
 
         def work(folder: Path) -> dict[str, Any]:
-            model = self.structure(plan)
-            facts = last.teach(model, plan.training, self._materials(folder, last.key.get("pass", "pass")))
+            name = last.key.get("pass", "pass")
+            try:
+                model = self.structure(plan)
+                facts = last.teach(model, plan.training, self._materials(folder, name))
+            except (TenfoldError, OSError, MemoryError):
+                raise
+            except Exception as error:  # the user's student, teacher or augmentation may raise anything
+                raise WorkloadError(f"{name} raised {type(error).__name__}: {first_line(error)}") from error
             _save(model, folder / "model.safetensors")
             return facts
 
@@ -182,7 +194,8 @@ class Builder:
         """Identity of the plan's weights; it can be known without training."""
         key = self.training_key(plan)
         for done in plan.model_passes:
-            key = {"step": "model pass", "pass": done.key, "from": key, **learning_key(self.workload, self.examples)}
+            made_by = {"seed": plan.seed, "environment": [*self._environment(), self._versions.get("torch-pruning")]}
+            key = {"step": "model pass", "pass": done.key, "from": key, **made_by, **self.learning}
         return key
 
     def structure(self, plan: Plan) -> nn.Module:
@@ -201,9 +214,11 @@ class Builder:
         return model.eval()
 
     def training_cpu_seconds(self, plan: Plan) -> float:
-        """Of all trainings that went into a plan, the baseline's included, each counted once."""
-        steps = {s.path.name: s.meta["cpu_seconds"] for p in _trainings(plan) for s in [self.shaped(p)]}
-        return float(sum(steps.values()))
+        """Of all trainings that went into a plan, the baseline's and those of teachers and what these answered included, each counted once."""
+        spent: dict[str, float] = {}
+        for step in map(self.shaped, _trainings(plan)):
+            spent |= {step.path.name: step.meta["cpu_seconds"], **step.meta.get("taught_by", {})}
+        return sum(spent.values())
 
     def is_trained(self, plan: Plan) -> bool:
         """Whether all trainings that go into a plan are there already."""
@@ -322,9 +337,9 @@ class Builder:
     # ------------------------------------------------------------ helpers
 
     def step(self, kind: str, key: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Step:
-        before = self._spent
+        before, began = self._spent, time.perf_counter()
         step = self.store.step(key, work)
-        alone = 0.0 if step.reused else max(0.0, step.meta["seconds"] - (self._spent - before))
+        alone = 0.0 if step.reused else max(0.0, time.perf_counter() - began - (self._spent - before))
         self._spent += alone
         if self.on_step is not None:
             self.on_step(kind, step, alone)

@@ -71,12 +71,18 @@ class Ladder:
     """What the rounds of the joint search came to, those that learn and those at random."""
 
     def put(self, row: dict[str, Any]) -> None:
-        """Add a lever's row, or replace the one that it had at this stage where the lever was pulled again to more effect."""
+        """Add a lever's row; where it had one at this stage, that of the two which was taken, or else is cheaper, stands for both."""
         at = next((i for i, r in enumerate(self.rows) if (r["stage"], r["lever"]) == (row["stage"], row["lever"])), None)
         if at is None:
             self.rows.append(row)
-        elif (row["cost_ratio"] or {"value": 0.0})["value"] > (self.rows[at]["cost_ratio"] or {"value": 0.0})["value"]:
-            self.rows[at] = {**row, "tried": row["tried"] + self.rows[at]["tried"]}
+        else:
+            before = self.rows[at]
+            stands = row if _effect(row) > _effect(before) else before
+            self.rows[at] = {**stands, "tried": row["tried"] + before["tried"]}
+
+
+def _effect(row: dict[str, Any]) -> tuple[bool, float]:
+    return row["verdict"] == Decision.TAKE, (row["cost_ratio"] or {"value": 0.0})["value"]
 
 
 def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -13,7 +13,7 @@ from typing import Any
 # what decides which kernels the engines pick, hence cost and the last digits of the numbers
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM_FEATURES = ("asimd", "asimddp", "i8mm", "bf16", "sve")
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy", "scipy", "safetensors")
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy", "scipy", "safetensors", "torch-pruning", "optuna")
 
 
 @cache

@@ -25,7 +25,6 @@ from tenfold.train.loop import make_optimizer, pick_device
 from tenfold.verdict import Interval, cost_ratio, quality_difference
 
 Objective = Literal["serve", "latency", "throughput", "size", "train"]
-OBJECTIVES: tuple[Objective, ...] = ("serve", "latency", "throughput", "size", "train")
 ROUNDS = 5
 STEP_ROUNDS = 8
 LEAST_INPUTS = 2_000

@@ -87,18 +87,21 @@ def time_all(run: Context, recipe: Recipe, single: Recipe | None = None) -> Fina
         lesser[ALONE] = single
     plans = {n: apply_all(run.baseline, r.pulls) for n, r in (prefixes | lesser).items()}
     plans = {n: p for n, p in plans.items() if n in prefixes or run.builder.is_trained(p)}
+    recipes = {n: r for n, r in (prefixes | lesser).items() if n in plans}
+    first = {r.id: n for n, r in reversed(recipes.items())}  # a lever that does nothing before others come has the side of what it leaves as it is
+    sides = [n for n in recipes if first[recipes[n].id] == n]
     split = "test" if run.ledger.knows("opening") else "valid"
     costs = {}
     for name, point in points_of(run).items():
 
         def measure(point: OperatingPoint = point) -> dict[str, Any]:
             before = run.evaluator.timing_seconds
-            samples = run.evaluator.costs(plans, split=split, seconds=SECONDS, point=point, eager=True, most=CALLS)
+            samples = run.evaluator.costs({n: plans[n] for n in sides}, split=split, seconds=SECONDS, point=point, eager=True, most=CALLS)
             return {"seconds": run.evaluator.timing_seconds - before, "samples": as_json(samples)}
 
         run.view.note(f"timing the ladder at batch {point.batch}", 0.0)
-        costs[name] = from_json(run.ledger.remember(f"cost:final:{name}:{recipe.id}", measure)["samples"])
-    recipes = {n: r for n, r in (prefixes | lesser).items() if n in plans}
+        samples = from_json(run.ledger.remember(f"cost:final:{name}:{recipe.id}", measure)["samples"])
+        costs[name] = {EAGER: samples[EAGER], **{n: samples[first[recipes[n].id]] for n in recipes}}
     return Final(recipe=recipe, recipes=recipes, prefixes={n: plans[n] for n in prefixes}, costs=costs, single=single)
 
 

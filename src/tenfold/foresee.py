@@ -82,7 +82,7 @@ def _useful(parts: Sequence[Part]) -> list[Part]:
     while len(out) > MOST_PARTS:  # the one least far from its neighbours in cost goes
         ratios = [out[i + 1].cost / out[i].cost for i in range(len(out) - 1)]
         at = int(np.argmin(ratios))
-        out.pop(at if out[at + 1] is parts[0] or at == len(ratios) - 1 else at + 1)
+        out.pop(at + 1 if out[at] is parts[0] or (out[at + 1] is not parts[0] and at < len(ratios) - 1) else at)
     return out
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.candidate import Candidate, Entrant
 from tenfold.foresee import may_compose, promising
 from tenfold.lever import Lever, Searched, Stage, apply_all
-from tenfold.recipe import Pull, Recipe
+from tenfold.recipe import Pull, Recipe, digest
 
 if TYPE_CHECKING:
     from tenfold.lever import Situation
@@ -84,7 +84,7 @@ class JointSearch:
     def _explore(self, turn: int) -> bool:
         """A round; False where the budget stopped it."""
         sampler = SAMPLERS[turn % 2]
-        seed = 1_000 * self.search.settings.seed + turn
+        seed = int(digest([self.search.settings.seed, turn])[:8], 16)  # samplers take 32 bits
         points = self.search.ledger.remember(f"ask:{turn}", lambda: ask(self._space, self.trials, sampler, seed=seed))
         entries = [self._entrant(p) for p in points]
         new = {e.recipe.id: e for e in entries if e is not None and e.recipe.id not in self.seen}
@@ -174,11 +174,13 @@ class JointSearch:
         return 1 / ratio if isinstance(ratio, float) else math.inf
 
     def _controls(self) -> dict[str, Any]:
-        """The hypervolume that each kind of round reached, above what the worst trial shows."""
+        """The hypervolume that each kind of round reached, above what the worst trial shows, by as many of their first trials as both have."""
+        own = {sampler: [t.values for t in self.trials if t.sampler == sampler] for sampler in SAMPLERS}
+        both = min(map(len, own.values()))
         out: dict[str, Any] = {}
-        for sampler in SAMPLERS:
-            own = [t.values for t in self.trials if t.sampler == sampler and t.values is not None]
-            out[sampler] = {"trials": len(own), "seconds": self.seconds[sampler], "hypervolume": hypervolume(own, self._floor())}
+        for sampler, values in own.items():
+            reached = hypervolume([v for v in values[:both] if v is not None], self._floor())
+            out[sampler] = {"trials": len(values), "compared": both, "seconds": self.seconds[sampler], "hypervolume": reached}
         return out
 
     def _floor(self) -> tuple[float, float]:

@@ -17,5 +17,6 @@ def operators(path: Path) -> Counter[str]:
 
 
 def has_integers(path: Path) -> bool:
+    """Whether any operator computes in integers."""
     count = operators(path)
     return any(count[kind] for kind in INTEGER)

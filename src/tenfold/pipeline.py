@@ -35,13 +35,16 @@ from tenfold.recipe import Recipe
 from tenfold.search import BASELINE, FULL_SECONDS, Budget, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
-from tenfold.teaching import check_teacher, learning_key
+from tenfold.teaching import check_teacher, compare_teacher
+from tenfold.train.loop import pick_device
 from tenfold.verdict import COST_BAR, Decision
 from tenfold.workload import Workload, code_identity, find, load
 
 QUICK_SECONDS = 300.0
-TIMED_SIDES = 6
-"""Of a composed candidate at the end, in predictions of the baseline: eager PyTorch counts several."""
+ROUND_SIDES, FINAL_SIDES = 3, 6
+"""What a round of composed models, and the last timing of one, has to time, in predictions of the baseline: eager PyTorch counts several."""
+COMPOSED_SHARE = 1 / 3
+"""Of the budget, that the last timing of a composed model may take: where it would take more, nothing is composed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +190,13 @@ def _begin(task: Workload, settings: Settings, folder: Path, ledger: Ledger, vie
     run_id = ledger.remember("id", lambda: uuid.uuid4().hex)
     asked = {
         "workload": builder.workload_id, "margin": task.margin, "margin_kind": task.margin_kind,
-        "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **learning_key(task, examples), **dataclasses.asdict(settings),
+        "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **builder.learning, **dataclasses.asdict(settings),
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))
     known = ledger.remember("settings", lambda: asked)
     if changed := _changed(known, asked):
         raise TenfoldError(f"{folder} is a run with another {changed}: resume it as it was started, or choose another --out")
-    here = {"CPU class": device.cpu_class(), "number of cores": device.cores(), **device.versions()}
+    here = {"CPU class": device.cpu_class(), "number of cores": device.cores(), "device that trains": pick_device().type, **device.versions()}
     if changed := _changed(ledger.remember("machine", lambda: here), here):
         raise TenfoldError(
             f"{folder} was begun with another {changed}, and costs of the two must not be compared: "
@@ -220,7 +223,7 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
     search = Search(
         run.evaluator, run.ledger, run.view, run.settings, budget=budget, margin=run.margin,
         reference=EAGER if base["cheaper"] == EAGER else BASELINE,
-        trial_seconds=estimate["trial_seconds"], training_seconds=base["training_seconds"],
+        trial_seconds=estimate["trial_seconds"], compose_seconds=estimate["compose_seconds"], training_seconds=base["training_seconds"],
     )  # fmt: skip
     ladder = search.climb()
     sequence = judge(run, ladder)
@@ -234,9 +237,11 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
     return Result(document=result, folder=run.folder)
 
 
-def _preflight(run: Context) -> dict[str, float]:
-    """Everything that can be found wrong before the budget is spent, and what a trial will take."""
+def _preflight(run: Context) -> dict[str, Any]:
+    """Everything that can be found wrong before the budget is spent, and what will take how long: a trial, the certification, and
+    timing a round of composed models (None: too long for this budget)."""
     run.builder.check()
+    check_teacher(run.builder)
     test, batch = run.examples.test, run.evaluator.point.batch
     insights.check_slices(insights.slice_masks(run.workload, test, run.examples.labels, run.examples.classes), run.workload)
     with tempfile.TemporaryDirectory() as scratch:
@@ -253,18 +258,21 @@ def _preflight(run: Context) -> dict[str, float]:
         each = (time.perf_counter() - begun) / 5 / batch
     sizes = run.examples.sizes()
     trial = 1.0 + sizes["valid"] * each + 3 * FULL_SECONDS
-    # at both operating points baseline, eager PyTorch and a recipe of two pulls, and with these costs many inputs where they depend on them
-    timing = max(2 * 4 * final.SECONDS, TIMED_SIDES * ROUNDS * LEAST_INPUTS * each)
+    seconds = run.settings.budget_seconds
+    timing = 2 * 4 * final.SECONDS  # at both operating points baseline, eager PyTorch and a recipe of two pulls
+    many = ROUNDS * LEAST_INPUTS * each  # a side whose cost depends on the input
+    composes = seconds is None or FINAL_SIDES * many <= COMPOSED_SHARE * seconds
+    if composes:
+        timing = max(timing, FINAL_SIDES * many)
     last = (2 * sizes["confirm"] + 2 * sizes["test"]) * each + timing
     whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * each + timing
-    seconds = run.settings.budget_seconds
     if seconds is not None and seconds < trial + last:
         raise WorkloadError(
             f"a budget of {seconds:g} s is too small for one candidate: about {math.ceil(trial + last)} s are needed "
             "on this machine (measured on the untrained model): give a larger --budget"
         )
     reserve = whole if seconds is None else max(last, min(whole, seconds / 3))
-    return {"trial_seconds": trial, "certify_seconds": reserve}
+    return {"trial_seconds": trial, "certify_seconds": reserve, "compose_seconds": ROUND_SIDES * many if composes else None}
 
 
 def _baseline(run: Context) -> dict[str, Any]:
@@ -274,7 +282,7 @@ def _baseline(run: Context) -> dict[str, Any]:
     trained = run.builder.trained(run.baseline)
     graph = run.builder.graph(run.baseline)
     run.builder.batches(run.baseline)
-    check_teacher(run.builder)
+    compare_teacher(run.builder)
 
     def tune() -> dict[str, float]:
         before = run.evaluator.timing_seconds

@@ -34,6 +34,7 @@ LATER_TRIALS = 4
 """Configs of compression that the levers which train leave time for: where the budget is small, what is quick and sure comes first."""
 FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
 """Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
+TOO_SLOW_TO_COMPOSE = "its cost depends on the input, and timing the baseline on thousands of them would take most of the budget: give a larger one"
 BASELINE, CURRENT = "baseline", "current"
 
 
@@ -85,13 +86,14 @@ class Search:
 
     def __init__(
         self, evaluator: Evaluator, ledger: Ledger, view: View, settings: Settings, *,
-        budget: Budget, margin: float, reference: str, trial_seconds: float, training_seconds: float,
+        budget: Budget, margin: float, reference: str, trial_seconds: float, compose_seconds: float | None, training_seconds: float,
     ) -> None:  # fmt: skip
         """
         Args:
             margin: absolute, in units of the score.
             reference: the side that gains are against: `BASELINE`, or `EAGER` where that is cheaper.
             trial_seconds: what measuring one config takes, by a first estimate.
+            compose_seconds: what timing a round of composed models takes; None: too much for the budget, so nothing is composed.
         """
         self.evaluator = evaluator
         self.ledger = ledger
@@ -101,6 +103,7 @@ class Search:
         self.margin = margin
         self.reference = reference
         self.trial_seconds = trial_seconds
+        self.compose_seconds = compose_seconds
         self.training_seconds = training_seconds
         self.trials = 0
         self.occasion = ""
@@ -123,12 +126,15 @@ class Search:
         """Pull the levers of a stage, and go on from what is best."""
         compressed_later = stage is Stage.MODEL and self._levers(Stage.COMPRESSION)
         self.budget.later = LATER_TRIALS * self.trial_seconds if compressed_later else 0.0
-        if stage is Stage.COMPOSE:
+        if stage is Stage.COMPOSE and self.compose_seconds is not None:
             self._compress_parts()
         for lever in self._levers(stage):
             self.view.lever(lever.name, stage, self.budget.left)
             now = self.root if stage in FROM_THE_BASELINE else Rung(recipe=self.ladder.recipe, plan=self.ladder.plan)
-            row, best = self._pull(lever, stage, now)
+            if stage is Stage.COMPOSE and self.compose_seconds is None:
+                row, best = row_of(stage, lever.name, Decision.REFUSE, TOO_SLOW_TO_COMPOSE), None
+            else:
+                row, best = self._pull(lever, stage, now)
             if best is not None and (now is not self.root or self._gain_of(best) > self._gain_of(self._top())):
                 self.ladder.recipe, self.ladder.plan = best.recipe, best.plan
             self.ladder.put(row)
@@ -215,7 +221,7 @@ class Search:
             quick=self.settings.quick, seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
             training_seconds=self.training_seconds,
             tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
-            parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)),
+            parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)) and self.compose_seconds is not None,
         )  # fmt: skip
 
     # ------------------------------------------------------------ the joint search
@@ -316,7 +322,8 @@ class Search:
         )
 
     def _expected(self, stage: Stage) -> float:
-        return self.trial_seconds + (self.training_seconds if stage is Stage.TRAIN else 0.0)
+        more = {Stage.TRAIN: self.training_seconds, Stage.COMPOSE: self.compose_seconds}
+        return self.trial_seconds + (more.get(stage) or 0.0)
 
     def _quality(self, plan: Plan, rows: int | None) -> dict[str, Any]:
         try:
@@ -345,10 +352,11 @@ class Search:
     ) -> tuple[dict[str, tuple[Interval, Interval, float]], dict[str, str]]:
         """For each plan: cost ratio against the ladder so far, against the baseline, and p99 ratio against the baseline;
         and what kept the others from being timed."""
-        everyone = {BASELINE: self.evaluator.baseline, CURRENT: now.plan, **plans}
+        current = BASELINE if now.recipe == self.root.recipe else CURRENT
+        everyone = {BASELINE: self.evaluator.baseline, current: now.plan, **plans}
         if self.settings.objective == "size":
             sizes = {n: (self.evaluator.builder.graph(p).path / "model.onnx").stat().st_size for n, p in everyone.items()}
-            return {n: (exact_ratio(sizes[CURRENT], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}, {}
+            return {n: (exact_ratio(sizes[current], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}, {}
 
         def measure() -> dict[str, Any]:
             before = self.evaluator.timing_seconds
@@ -364,7 +372,7 @@ class Search:
         base = samples.get(self.reference, samples[BASELINE])
         return {
             n: (
-                self.evaluator.ratio(samples[CURRENT], samples[n]),
+                self.evaluator.ratio(samples[current], samples[n]),
                 self.evaluator.ratio(base, samples[n]),
                 p99_ratio(base, samples[n]),
             )

@@ -58,22 +58,26 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
     run, dtype = _answerer(builder, plans)
     key = {
         "step": "answers", "teachers": [builder.training_key(p) for p in plans], "of": builder.workload_id,
-        **learning_key(workload, builder.examples), "on": split.identity, "mixup": mixup, "seed": builder.seed, "batch": feed.batch,
+        **builder.learning, "on": split.identity, "mixup": mixup, "seed": builder.seed, "batch": feed.batch,
         "dtype": dtype, "environment": [device.cpu_class(), __version__], "versions": builder.graph_tools(),
     }  # fmt: skip
+
+    spent = {step.path.name: step.meta["cpu_seconds"] for step in map(builder.trained, plans)}
 
     def stored(epoch: int) -> Array:
         def work(folder: Path) -> dict[str, Any]:
             np.save(folder / "answers.npy", answer_epoch(feed, run, epoch, pick_device()))
             return {}
 
-        answers: Array = np.load(builder.step("train", {**key, "epoch": epoch}, work).path / "answers.npy", allow_pickle=False)
+        step = builder.step("train", {**key, "epoch": epoch}, work)
+        spent[step.path.name] = step.meta["cpu_seconds"]
+        answers: Array = np.load(step.path / "answers.npy", allow_pickle=False)
         return answers
 
     ((first, _),) = feed.parts(0, pick_device())
     one = run(tuple(x[:2] for x in first))
     small = feed.epoch * feed.batch * one[0].numel() * 4 <= STORED_BYTES
-    return Teacher(feed, run, stored if small else None)
+    return Teacher(feed, run, stored if small else None, spent)
 
 
 def baseline_of(builder: Builder, seed: int = 0) -> Plan:
@@ -136,22 +140,35 @@ def _come_to_the_same(run: Callable[..., Tensor], sample: tuple[Tensor, ...]) ->
 
 
 def check_teacher(builder: Builder) -> None:
-    """See that the workload's own teacher, where it has one, is no worse than the model that it is to teach.
+    """See that the workload's own teacher, where it has one, takes what the model takes and returns what it returns.
 
     Raises:
-        WorkloadError: it is, or it does not take the inputs.
+        WorkloadError: it does not.
+    """
+    if builder.workload.teacher is None:
+        return
+    few = builder.examples.valid.take(slice(0, 8))
+    try:
+        answers, wanted = (predict(model, few) for model in (builder.served(builder.workload.built("teacher")), builder.fresh()))
+    except Exception as error:  # the user's own code may raise anything
+        raise WorkloadError(
+            f"the teacher does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same"
+        ) from error
+    if answers.shape != wanted.shape:
+        raise WorkloadError(f"the teacher gives outputs of shape {answers.shape[1:]}, the model {wanted.shape[1:]}: make them the same")
+
+
+def compare_teacher(builder: Builder) -> None:
+    """See that the workload's own teacher, where it has one, is no worse than the trained model that it is to teach.
+
+    Raises:
+        WorkloadError: it is.
     """
     workload, valid = builder.workload, builder.examples.valid
     if workload.teacher is None:
         return
     assert valid.targets is not None
-    teacher = builder.served(workload.built("teacher"))
-    try:
-        answers = predict(teacher, valid)
-    except Exception as error:  # the user's own code may raise anything
-        raise WorkloadError(
-            f"the teacher does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same"
-        ) from error
+    answers = predict(builder.served(workload.built("teacher")), valid)
     score = float(workload.scores(answers, valid.targets).mean())
     own = float(workload.scores(builder.outputs(baseline_of(builder), valid, 64), valid.targets).mean())
     if score < own:

@@ -245,6 +245,8 @@ def load(workload: Workload) -> Examples:
         if name != "train" and split.groups is not None and len(np.unique(split.groups)) < 2:
             raise WorkloadError(f"{name} has one group only: no interval can be had from it, give it more groups")
     unlabelled = _unlabelled(workload, present["valid"])
+    if unlabelled is not None:
+        unlabelled = _not_held_out(unlabelled, present, notes)
     classes = _check_classes(present, labels) if workload.classifies else None
     for pair, count in duplicates(present).items():
         notes.append(f"{count:,} examples of {pair.partition('/')[2]} are exact duplicates of some in {pair.partition('/')[0]}")
@@ -270,6 +272,18 @@ def _unlabelled(workload: Workload, like: Split) -> Split | None:
             f"unlabelled has examples of {_shapes(inputs)}, the labelled data of {_shapes(like.inputs)}: give both in one form"
         )
     return Split(inputs=inputs)
+
+
+def _not_held_out(unlabelled: Split, present: Mapping[str, Split], notes: list[str]) -> Split:
+    """Less the examples that quality is judged on: a student would learn the baseline's very answers on them."""
+    judged = {h for name, split in present.items() if name != "train" for h in split.row_hashes}
+    free = np.array([h not in judged for h in unlabelled.row_hashes])
+    if free.all():
+        return unlabelled
+    if not free.any():
+        raise WorkloadError("unlabelled holds nothing but examples of valid, confirm or test: give inputs that quality is not judged on")
+    notes.append(f"{int((~free).sum()):,} of the unlabelled examples are exact duplicates of some in valid, confirm or test: left out")
+    return unlabelled.take(np.flatnonzero(free))
 
 
 def _shapes(inputs: Sequence[Array]) -> str:

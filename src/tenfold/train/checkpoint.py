@@ -25,6 +25,8 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             else:
                 scalars[f"{index}.{name}"] = value
     tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random on cuda"] = torch.cuda.get_rng_state()
     metadata = {"progress": json.dumps(progress), "scalars": json.dumps(scalars)}
     write_atomic(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata))
 
@@ -48,5 +50,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random"])
+    if "random on cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random on cuda"])
     progress: dict[str, Any] = json.loads(metadata["progress"])
     return progress

@@ -27,7 +27,7 @@ def learn_from_teacher(
         teachers: trainings of the baseline whose mean answer is learned; 0: the workload's own teacher.
 
     Returns:
-        What `fit` says of it.
+        What `fit` says of it; and `taught_by`, the CPU-seconds of each step that made the teacher and its answers.
 
     Raises:
         WorkloadError: there is nothing to learn from.
@@ -39,11 +39,12 @@ def learn_from_teacher(
     steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
     teacher.prepare(steps, progress=materials.progress, seconds_left=materials.seconds_left)
     axis = class_axis(materials)
-    return fit(
+    facts = fit(
         model, teacher.feed.split, lambda outputs, answers: soft_loss(outputs, answers, classes=axis), training,
         seed=materials.seed, teacher=teacher, checkpoint=materials.folder / "student.checkpoint",
         progress=materials.progress, seconds_left=materials.seconds_left,
     )  # fmt: skip
+    return {**facts, "taught_by": teacher.spent}
 
 
 def class_axis(materials: Materials) -> int | None:

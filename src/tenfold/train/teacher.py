@@ -30,18 +30,21 @@ class Teacher:
     """Answers on the batches of a feed."""
 
     def __init__(
-        self, feed: Feed, run: Callable[[tuple[Tensor, ...]], Tensor], stored: Callable[[int], Array] | None = None
-    ) -> None:
+        self, feed: Feed, run: Callable[[tuple[Tensor, ...]], Tensor], stored: Callable[[int], Array] | None = None,
+        spent: dict[str, float] | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             feed: of which views come again, where answers are stored.
             run: inputs of a batch to the teacher's outputs on them.
             stored: the number of an epoch (of `feed.epoch` steps) to its answers, (steps, batch, …), computed where they
                 are not there yet; None: each batch is answered when it comes.
+            spent: CPU-seconds of the steps that made the teacher and the answers it has stored, by name.
         """
         self.feed = feed
         self.run = run
         self.stored = stored
+        self.spent = spent if spent is not None else {}
         self._epoch, self._answers = -1, np.empty(0)
 
     def prepare(

@@ -135,7 +135,7 @@ def test_a_spliced_graph_answers_by_the_part_whose_turn_it_is(graphs, tmp_path, 
 
 
 def test_a_later_part_computes_only_the_rows_that_need_it(graphs, tmp_path) -> None:
-    """Seen by where an infinity of a later part, at rows that do not reach it, would spoil nothing; and by the shapes that flow."""
+    """Nothing in the branch but the gathering itself reads the inputs of the whole batch."""
     paths, inputs = graphs
     first = run_in_batches(open_session(paths[0], SessionConfig()), [inputs], 64)
     threshold = float(np.quantile(sure(first), 0.25))

@@ -127,11 +127,12 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
     if not cheaper:
         return dearest(ratios, TIERS[0][0])
+    capacities = families.capacities([c["student"] for c, _ in cheaper], situation)
+    able = [(capacity * ratio, ratio, config) for capacity, (config, ratio) in zip(capacities, cheaper, strict=True)]
     out: list[Config] = []
     expected = 0.0
     for low, high in reversed(TIERS):
-        for_its_cost = [(families.capacity(c["student"], situation) * r, r, c) for c, r in cheaper if low <= r < high]
-        for _, ratio, config in sorted(for_its_cost, key=lambda w: -w[0])[:A_TIER]:
+        for _, ratio, config in sorted((a for a in able if low <= a[1] < high), key=lambda a: -a[0])[:A_TIER]:
             expected += _short_length(situation) * situation.training_seconds / ratio**0.5  # training gets cheaper by less than serving does
             if not out or expected <= SCREEN_SHARE * situation.budget:
                 out.append(config)

@@ -97,25 +97,28 @@ def lighter(specs: Sequence[Spec], situation: Situation) -> Sequence[Spec]:
     """Without what is built here to compute more products than the model itself; all of them where none computes less."""
     served = situation.fresh()
     _, own = _size(served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess))
-    return [s for s in specs if s["family"] not in ("image", "table") or size(s, situation)[1] <= own] or specs
+    built_here = [s for s in specs if s["family"] in ("image", "table")]
+    dearer = [s for s, (_, products) in zip(built_here, sizes(built_here, situation), strict=True) if products > own]
+    return [s for s in specs if s not in dearer] or specs
 
 
-def capacity(spec: Spec, situation: Situation) -> float:
-    """Geometric mean of a student's weights and products: of two at one cost, the one with more learns more.
+def capacities(specs: Sequence[Spec], situation: Situation) -> list[float]:
+    """Geometric mean of each student's weights and products: of two at one cost, the one with more learns more.
 
     Weights alone would favour nets that see little detail, products alone those that know little.
     """
-    weights, products = size(spec, situation)
-    return math.sqrt(weights * max(weights, products))  # a recurrent layer's products are not counted
+    # a recurrent layer's products are not counted
+    return [math.sqrt(weights * max(weights, products)) for weights, products in sizes(specs, situation)]
 
 
-def size(spec: Spec, situation: Situation) -> tuple[int, int]:
-    """A student's weights, and its products a prediction."""
+def sizes(specs: Sequence[Spec], situation: Situation) -> list[tuple[int, int]]:
+    """Each student's weights, and its products a prediction."""
     with torch.random.fork_rng():
         served = situation.fresh()
         materials = Materials(workload=situation.workload, examples=situation.examples, seed=0, folder=Path())
-        student = build(spec, served, materials)
-    return _size(student, as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess))
+        example = as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess)
+        own = (situation.fresh() if spec["family"] == "shallower" else served for spec in specs)  # that one is taken apart
+        return [_size(build(spec, teacher, materials), example) for spec, teacher in zip(specs, own, strict=True)]
 
 
 def _size(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, int]:

@@ -20,13 +20,13 @@ from tenfold.levers.distill import families
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Plan
 from tenfold.store import Store
-from tenfold.teaching import check_teacher, learning_key, teacher_of
+from tenfold.teaching import check_teacher, compare_teacher, learning_key, teacher_of
 from tenfold.testing import LeverContract, blobs, small_workload
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import class_axis, soft_loss
 from tenfold.train.feed import Feed
 from tenfold.train.loop import predict
-from tenfold.train.teacher import Teacher
+from tenfold.train.teacher import Teacher, mixed
 from tenfold.workload import Workload, load
 
 STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 4, "growth": 2.0}
@@ -73,7 +73,8 @@ class TestDistill(LeverContract):
             small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [3.0] * len(configs), seconds_left=36_000.0
         )
         tried = [c["student"] for c in lever.propose(situation)]
-        capacity = {str(s): families.capacity(s, situation) for s in families.lighter(families.space(situation), situation)}
+        specs = families.lighter(families.space(situation), situation)
+        capacity = dict(zip(map(str, specs), families.capacities(specs, situation), strict=True))
         assert {str(s) for s in tried} == set(sorted(capacity, key=lambda s: -capacity[s])[:2])
 
     def test_where_time_is_short_the_cheapest_are_tried_alone(self, lever, small_builder: Builder, plan: Plan) -> None:
@@ -123,7 +124,7 @@ class TestDistill(LeverContract):
     def test_leaves_out_what_computes_more_than_the_model(self, small_builder: Builder, plan: Plan) -> None:
         situation = self.situation(small_builder, plan, Stage.MODEL)
         specs = families.space(situation)
-        products = {str(s): families.size(s, situation)[1] for s in specs}
+        products = {str(s): p for s, (_, p) in zip(specs, families.sizes(specs, situation), strict=True)}
         model = Served(nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1), nn.Flatten(), nn.Linear(2048, 3)), None)
         kept = families.lighter(specs, dataclasses.replace(situation, fresh=lambda: model))
         assert kept == [s for s in specs if products[str(s)] <= 64 * (9 * 32 + 9 * 32 * 32) + 2048 * 3]  # 8×8 pixels
@@ -135,7 +136,7 @@ class TestDistill(LeverContract):
         spec = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 8, "growth": 2.0}
         weights = 9 * 8 + 2 * 8 + 8 * 3 + 3  # a convolution, its normalisation, the last layer
         products = 64 * 9 * 8 + 8 * 3
-        assert families.capacity(spec, self.situation(small_builder, plan, Stage.MODEL)) == pytest.approx((weights * products) ** 0.5)
+        assert families.capacities([spec], self.situation(small_builder, plan, Stage.MODEL)) == pytest.approx([(weights * products) ** 0.5])
 
     def test_trains_in_full_only_the_best_of_each_tier(self, lever, small_builder: Builder, plan: Plan) -> None:
         from tenfold.lever import Tried
@@ -195,6 +196,80 @@ def test_answers_are_shared_by_students_and_stored_once(small_builder: Builder) 
     assert not new
 
 
+def test_what_taught_a_student_counts_as_its_training(small_builder: Builder) -> None:
+    plan = plan_of(small_builder, teachers=2, epochs=2.0)
+    taught = small_builder.shaped(plan).meta
+    members = [small_builder.trained(dataclasses.replace(plan, model_passes=(), seed=seed)) for seed in (0, 1)]
+    assert {m.path.name for m in members} <= set(taught["taught_by"])
+    assert len(taught["taught_by"]) == 2 + 2, "two trainings, and two epochs of answers"
+    whole = sum(taught["taught_by"].values()) + taught["cpu_seconds"]
+    assert small_builder.training_cpu_seconds(plan) == pytest.approx(whole)
+
+
+def test_students_of_given_weights_depend_on_the_seed(tmp_path: Path) -> None:
+    whole = small_workload()
+    save_file(whole.model().state_dict(), tmp_path / "net.safetensors")
+    given = dataclasses.replace(whole, pretrained=tmp_path / "net.safetensors")
+    builders = [Builder(given, load(given), Store(tmp_path / "steps"), seed=seed, threads=1) for seed in (0, 1)]
+    keys = [b.shaped_key(dataclasses.replace(plan_of(b), seed=b.seed)) for b in builders]
+    assert keys[0] != keys[1]
+    assert keys[0]["from"] == keys[1]["from"]  # the same weights
+
+
+class FailsInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise IndexError("no such thing")
+        return self.head(x.flatten(1))
+
+
+def test_a_student_that_raises_while_it_is_taught_fails_in_one_sentence(tmp_path: Path) -> None:
+    builder = builder_of(dataclasses.replace(small_workload(), student=lambda _share: FailsInTraining()), tmp_path)
+    with pytest.raises(WorkloadError, match="distill raised IndexError: no such thing"):
+        builder.shaped(plan_of(builder, student={"family": "own", "share": 0.5}))
+
+
+def test_a_student_of_numbers_learns_what_the_teacher_answers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=5)
+
+    def rows(n: int) -> Split:
+        x = rng.normal(size=(n, 5)).astype(np.float32)
+        return Split(inputs=(x,), targets=(x @ slopes).astype(np.float32)[:, None])
+
+    workload = Workload(
+        name="numbers", model=lambda: nn.Sequential(nn.Linear(5, 256), nn.ReLU(), nn.Linear(256, 1)), loss="mse", metric="squared_error",
+        train=rows(600), valid=rows(200), test=rows(200), margin=0.1, training=TrainConfig(epochs=10, batch_size=25, learning_rate=3e-3),
+    )  # fmt: skip
+    builder = builder_of(workload, tmp_path)
+    table = {"family": "table", "width": 32, "depth": 1}
+    plan = plan_of(builder, student=table, epochs=20.0, learning_rate=5e-3, mixup=False)
+    teacher, student, untaught = (
+        predict(m, builder.examples.valid) for m in (builder.load(dataclasses.replace(plan, model_passes=())), builder.load(plan), builder.structure(plan))
+    )
+    spread = float(teacher.var())
+    assert ((student - teacher) ** 2).mean() < 0.05 * spread
+    assert ((untaught - teacher) ** 2).mean() > 0.5 * spread
+
+
+def test_a_mixture_is_of_two_examples_in_about_half_of_the_batches() -> None:
+    images = torch.arange(6, dtype=torch.float32)[:, None, None, None] * torch.ones(6, 1, 2, 2)
+    mix, generator = mixed(None), torch.Generator().manual_seed(0)
+    batches = [mix(images, generator) for _ in range(200)]
+    blended = [b for b in batches if not torch.equal(b, images)]
+    assert 70 < len(blended) < 130
+    for batch in blended:
+        values = batch[:, 0, 0, 0]
+        assert torch.equal(batch, values[:, None, None, None] * torch.ones(6, 1, 2, 2))  # of whole images
+        assert 0 <= values.min() <= values.max() <= 5
+        assert values.mean() == pytest.approx(2.5)  # each is taken up once as it is and once as the other
+    assert mix(images.to(torch.uint8), generator).dtype == torch.uint8
+
+
 def test_learns_without_any_label(tmp_path: Path) -> None:
     whole = small_workload()
     trained = builder_of(whole, tmp_path / "a")
@@ -205,6 +280,17 @@ def test_learns_without_any_label(tmp_path: Path) -> None:
     plan = plan_of(builder)
     right = predict(builder.load(plan), builder.examples.valid).argmax(1) == builder.examples.valid.targets
     assert right.mean() > 0.9
+
+
+def test_unlabelled_examples_that_quality_is_judged_on_are_left_out() -> None:
+    workload = dataclasses.replace(small_workload(), test=blobs(30, seed=8))
+    fresh, judged = blobs(12, seed=9).inputs[0], blobs(30, seed=8).inputs[0]
+    examples = load(dataclasses.replace(workload, unlabelled=np.concatenate([fresh, judged])))
+    assert examples.unlabelled is not None
+    np.testing.assert_array_equal(examples.unlabelled.inputs[0], fresh)
+    assert "30 of the unlabelled examples are exact duplicates of some in valid, confirm or test: left out" in examples.notes
+    with pytest.raises(WorkloadError, match="unlabelled holds nothing but examples of valid, confirm or test"):
+        load(dataclasses.replace(workload, unlabelled=judged))
 
 
 def test_unlabelled_data_of_another_shape_is_refused() -> None:
@@ -334,8 +420,22 @@ class Fool(nn.Module):
 
 def test_a_teacher_that_is_worse_than_the_baseline_is_refused(tmp_path: Path) -> None:
     builder = builder_of(dataclasses.replace(small_workload(), teacher=Fool), tmp_path)
+    check_teacher(builder)  # takes the inputs, and returns what the model does
     with pytest.raises(WorkloadError, match=r"the teacher scores 0\.3\d* on valid, the model itself .*: leave teacher= out, or give a better one"):
-        check_teacher(builder)
+        compare_teacher(builder)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (nn.Flatten, r"the teacher gives outputs of shape \(64,\), the model \(3,\): make them the same"),
+        (lambda: nn.Linear(5, 3), r"the teacher does not answer as the model does \(RuntimeError"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path, teacher, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        check_teacher(builder_of(dataclasses.replace(small_workload(), teacher=teacher), tmp_path))
+    assert not list(tmp_path.rglob("model.safetensors"))
 
 
 # ---------------------------------------------------------------- what is learned

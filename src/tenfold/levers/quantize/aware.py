@@ -40,23 +40,29 @@ class RoundWeight(nn.Module):
 
 
 class RoundActivation(nn.Module):
-    """Rounding of a layer's input to 8 bits, in a range that follows what is seen."""
+    """Rounding of a layer's input to 8 bits, in a range that follows what is seen. Its state is in the checkpoint of a training."""
+
+    low: Tensor
+    high: Tensor
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.low, self.high, self.seen = 0.0, 0.0, 0
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
             keep = RANGE_DECAY if self.seen else 0.0
-            self.low = keep * self.low + (1 - keep) * low
-            self.high = keep * self.high + (1 - keep) * high
+            self.low.lerp_(x.detach().min().float().clamp(max=0.0), 1 - keep)
+            self.high.lerp_(x.detach().max().float().clamp(min=0.0), 1 - keep)
             self.seen += 1
-        if self.seen <= OBSERVED_STEPS or self.high <= self.low:
+        low, high = float(self.low), float(self.high)
+        if self.seen <= OBSERVED_STEPS or high <= low:
             return x
-        scale = (self.high - self.low) / 255
-        return torch.fake_quantize_per_tensor_affine(x, scale, round(-self.low / scale), 0, 255)
+        scale = (high - low) / 255
+        return torch.fake_quantize_per_tensor_affine(x, scale, round(-low / scale), 0, 255)
 
 
 def quantization_aware(

@@ -1,5 +1,50 @@
-from tenfold.testing import LeverContract
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tenfold.build import Builder
+from tenfold.errors import BudgetEndedError
+from tenfold.execute import plain_session
+from tenfold.lever import discover
+from tenfold.levers.quantize.aware import OBSERVED_STEPS, RoundActivation
+from tenfold.plan import Plan
+from tenfold.store import Store
+from tenfold.testing import LeverContract, small_workload
+from tenfold.workload import load
 
 
 class TestQuantize(LeverContract):
     name = "quantize"
+
+
+def test_ranges_that_were_seen_are_part_of_the_state() -> None:
+    watched, other = RoundActivation(), RoundActivation()
+    batches = torch.randn(OBSERVED_STEPS + 1, 50, generator=torch.Generator().manual_seed(0))
+    for batch in batches[:-1]:
+        assert torch.equal(watched(batch), batch)
+    assert watched(batches[-1]).unique().numel() < 50  # rounded by now
+    other.load_state_dict(watched.state_dict())
+    assert torch.equal(other.eval()(batches[0]), watched.eval()(batches[0]))
+    assert (watched(batches[0]) - batches[0]).abs().max() < float(watched.high - watched.low) / 255
+
+
+def test_a_training_with_rounding_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    workload = small_workload()
+    asked = {"method": "static", "aware_epochs": 6.0}
+
+    def builder_of(folder: Path) -> Builder:
+        return Builder(workload, load(workload), Store(folder), seed=0, threads=1)
+
+    plan = discover()["quantize"].apply(Plan(training=workload.training, session=plain_session()), asked)
+    builder = builder_of(tmp_path / "stopped")
+    builder.trained(dataclasses.replace(plan, model_passes=(), graph_passes=()))
+    left = iter([1.0] * 35)  # of 60 steps; ranges are watched in the first 20
+    builder.seconds_left = lambda: next(left, 0.0)
+    with pytest.raises(BudgetEndedError):
+        builder.shaped(plan)
+    builder.seconds_left = None
+    gone_on = builder.load(plan).state_dict()
+    whole = builder_of(tmp_path / "whole").load(plan).state_dict()
+    assert all(torch.equal(gone_on[k], whole[k]) for k in whole)
