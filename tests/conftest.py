@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tenfold.pipeline import Result, run
 from tenfold.testing import small_builder, small_workload
 
 __all__ = ["small_builder"]
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # what else runs decides how long an example takes
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -275,8 +275,8 @@ _RESULT: dict[str, Any] = {
         "quality_difference": interval(0.0, -0.0133, 0.0133), "times": interval(1.8605, 1.7904, 1.9312),
     },
     "joint_search": {
-        "learned": {"trials": 8, "seconds": 61.2, "hypervolume": 0.1432},
-        "random": {"trials": 8, "seconds": 58.9, "hypervolume": 0.1127},
+        "learned": {"trials": 8, "compared": 8, "seconds": 61.2, "hypervolume": 0.1432},
+        "random": {"trials": 8, "compared": 8, "seconds": 58.9, "hypervolume": 0.1127},
     },
     "candidates": [
         {
