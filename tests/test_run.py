@@ -258,7 +258,7 @@ def test_a_budget_too_small_is_said_before_it_starts_and_leaves_no_run(tmp_path:
 def test_where_the_budget_is_small_what_is_quick_comes_before_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is kept back for configs of compression, here more than there is. (The joint search may still train.)"""
     monkeypatch.setattr(search, "LATER_TRIALS", 1_000)
-    document = run(small_workload(), out=tmp_path / "run", budget=300, levers=["distill", "prune", "quantize"], view="quiet").document
+    document = run(small_workload(), out=tmp_path / "run", budget=300, trials=16, levers=["distill", "prune", "quantize"], view="quiet").document
     rows = {row["lever"]: row for row in document["ladder"]}
     assert rows["distill"]["tried"] == rows["prune"]["tried"] == 0
     assert rows["quantize"]["tried"] > 2
