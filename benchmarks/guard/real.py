@@ -124,8 +124,10 @@ def recorded(out: Path) -> dict[int, dict[str, Any]]:
     """Rows of the record so far, by seed.
 
     Raises:
-        SystemExit: they come of other settings.
+        SystemExit: there are none, or they come of other settings.
     """
+    if not out.exists():
+        raise SystemExit(f"there is no {out} to go on from: begin anew, without --continue")
     record = json.loads(out.read_text())
     if record["settings"] != SETTINGS:
         raise SystemExit(f"{out} was made with other settings: begin anew, without --continue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,13 @@ def operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
-def has_integers(path: Path) -> bool:
-    """Whether any operator computes in integers."""
-    count = operators(path)
-    return any(count[kind] for kind in INTEGER)
+def is_of_integers(path: Path) -> bool:
+    """Whether more of a graph's weights are integers of a byte or less than are floats."""
+    import onnx
+
+    integers = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    sizes: Counter[bool] = Counter()
+    for weights in onnx.load(path, load_external_data=False).graph.initializer:
+        if weights.data_type in integers or weights.data_type == onnx.TensorProto.FLOAT:
+            sizes[weights.data_type in integers] += math.prod(weights.dims)
+    return sizes[True] > sizes[False]

@@ -12,7 +12,7 @@ from tenfold import device
 from tenfold.engine import GraphError, has_openvino
 from tenfold.errors import first_line
 from tenfold.lever import Config, Refusal, Situation, Stage
-from tenfold.operators import has_integers
+from tenfold.operators import is_of_integers
 from tenfold.plan import GraphPass, Materials, Plan
 
 
@@ -47,10 +47,10 @@ class Precision:
             return self._training(situation)
         if situation.objective == "train":
             return Refusal("the precision of serving changes nothing for the objective train")
-        configs = [] if has_integers(situation.graph) else [ServingPrecision(weights="float16")]
+        configs = [] if is_of_integers(situation.graph) else [ServingPrecision(weights="float16")]
         if device.has_bfloat16() and has_openvino():
             configs.append(ServingPrecision(compute="bfloat16"))
-        return [dataclasses.asdict(c) for c in configs] or Refusal("the weights are integers already, which are shorter")
+        return [dataclasses.asdict(c) for c in configs] or Refusal("most of the weights are integers already, which are shorter")
 
     def _training(self, situation: Situation) -> Sequence[Config] | Refusal:
         if situation.objective != "train":

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from tenfold.build import Builder
@@ -9,6 +11,7 @@ from tenfold.engine import SessionConfig, open_session
 from tenfold.export import Served, export
 from tenfold.lever import Lever, Refusal, Stage, discover
 from tenfold.levers.precision import _to_float16
+from tenfold.operators import is_of_integers
 from tenfold.plan import Plan
 from tenfold.testing import LeverContract
 
@@ -26,6 +29,17 @@ class TestPrecision(LeverContract):
             assert "integers" in found.reason
         else:  # what is left of floats may be computed in bfloat16 where there is an engine for it
             assert [c["weights"] for c in found] == ["float32"]
+
+
+def test_a_graph_with_few_integers_among_its_weights_is_one_of_floats(tmp_path: Path) -> None:
+    def graph(integers: int) -> Path:
+        weights = [numpy_helper.from_array(np.zeros(10, np.float32), "floats"), numpy_helper.from_array(np.zeros(integers, np.int8), "integers")]
+        path = tmp_path / f"{integers}.onnx"
+        onnx.save(helper.make_model(helper.make_graph([], "g", [], [], initializer=weights)), path)
+        return path
+
+    assert not is_of_integers(graph(5))
+    assert is_of_integers(graph(50))
 
 
 class Attention(nn.Module):
