@@ -17,7 +17,6 @@ from tenfold.verdict import (
     Decision,
     Interval,
     Verdict,
-    _student,
     bootstrap_difference,
     certify,
     choose,
@@ -30,6 +29,7 @@ from tenfold.verdict import (
     paired_binary_interval,
     quality_difference,
     quality_p,
+    student_quantile,
     tango_statistic,
 )
 
@@ -515,7 +515,7 @@ def test_costs_that_do_not_match_are_refused(sides):
 @pytest.mark.parametrize("freedom", [3, 4, 7, 9, 19, 99])
 def test_students_quantile_agrees_with_scipy(freedom):
     # a series in 1 / freedom cut after the third power: 0.3 % at 3 degrees, better above
-    assert _student(0.95, freedom) == pytest.approx(stats.t.ppf(0.95, freedom), rel=0.003)
+    assert student_quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.95, freedom), rel=0.003)
 
 
 def test_bytes_have_no_sampling_error():

@@ -411,10 +411,10 @@ def _expanded(tail: float, n: int) -> float:
     """The tail to cut from a bootstrap of `n` units for an interval whose true tail is `tail`."""
     if n < 2:
         return tail
-    return _NORMAL.cdf(-math.sqrt(n / (n - 1)) * _student(1 - tail, n - 1))
+    return _NORMAL.cdf(-math.sqrt(n / (n - 1)) * student_quantile(1 - tail, n - 1))
 
 
-def _student(probability: float, freedom: int) -> float:
+def student_quantile(probability: float, freedom: float) -> float:
     """Student's quantile, by the first terms of its expansion: Abramowitz & Stegun, 26.7.5."""
     x = _z(probability)
     terms = (x, (x**3 + x) / 4, (5 * x**5 + 16 * x**3 + 3 * x) / 96, (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384)
