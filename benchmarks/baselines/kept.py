@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tenfold.execute import plain_session
 from tenfold.plan import Plan
 from tenfold.store import Step
 from tenfold.train.loop import fit
+from tenfold.workload import identity
 
 FOLDER = Path("records/baselines")
 TIMED_STEPS = 30
@@ -24,7 +26,7 @@ TIMED_STEPS = 30
 def keep(builder: Builder, step: Step, folder: Path) -> None:
     """The weights, and what they were trained by."""
     shutil.copyfile(step.path / "model.safetensors", folder / f"{builder.workload.name}.safetensors")
-    (folder / f"{builder.workload.name}.training.json").write_text(json.dumps(step.meta))
+    (folder / f"{builder.workload.name}.training.json").write_text(json.dumps({**step.meta, "of": _what(builder, step.meta["key"])}, indent=1))
 
 
 def baseline(builder: Builder) -> Step:
@@ -34,12 +36,12 @@ def baseline(builder: Builder) -> Step:
     key = builder.training_key(plan)
     weights, facts = (FOLDER / f"{builder.workload.name}{end}" for end in (".safetensors", ".training.json"))
     meta = json.loads(facts.read_text()) if weights.exists() and facts.exists() else None
-    if meta is None or _what(meta["key"]) != _what(json.loads(json.dumps(key))):
+    if meta is None or meta["of"] != _what(builder, key):
         return builder.trained(plan)
 
     def work(folder: Path) -> dict[str, Any]:
         shutil.copyfile(weights, folder / "model.safetensors")
-        return {**{k: v for k, v in meta.items() if k != "key"}, **_duration_here(builder, meta["steps"])}
+        return {**{k: v for k, v in meta.items() if k not in {"key", "of"}}, **_duration_here(builder, meta["steps"])}
 
     return builder.step("train", key, work)
 
@@ -52,7 +54,9 @@ def _duration_here(builder: Builder, steps: int) -> dict[str, float]:
     return {name: facts[name] * steps / facts["steps"] for name in ("seconds", "cpu_seconds")}
 
 
-def _what(key: dict[str, Any]) -> dict[str, Any]:
-    """A key without the machine, nor the precision that it was trained in, which goes by the machine."""
-    training = {k: v for k, v in key["training"].items() if k != "dtype"}
-    return {k: v for k, v in key.items() if k != "environment"} | {"training": training}
+def _what(builder: Builder, key: Mapping[str, Any]) -> dict[str, Any]:
+    """A key of training, as JSON, without the machine and the precision of the training, which goes by the machine."""
+    alike = dataclasses.replace(builder.workload, training=dataclasses.replace(builder.workload.training, dtype="float32"))
+    training = {k: v for k, v in json.loads(json.dumps(key["training"])).items() if k != "dtype"}
+    others = {k: v for k, v in key.items() if k != "environment"}
+    return {**others, "training": training, "workload": identity(alike, builder.examples, builder.fresh())}
