@@ -21,7 +21,7 @@ def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
     sureness = rng.random(n)
     small = part("small", rng.random(n) < 0.7 + 0.3 * sureness, sureness, 0.1)
     middle = part("middle", rng.random(n) < 0.93, rng.random(n), 0.4)
-    found = foresee.best([baseline, small, middle], 0.05)
+    found = foresee.best([baseline, small, middle], 0.05, tested=1_000)
     assert found
     for f in found:
         scores, rows = f.parts[0].scores.copy(), np.arange(n)
@@ -33,6 +33,7 @@ def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
             scores[rows] = after.scores[rows]
             cost += len(rows) / n * after.cost
         assert f.quality == pytest.approx((scores - baseline.scores).mean(), abs=1e-9)
+        assert f.deviation == pytest.approx((scores - baseline.scores).std(), abs=1e-9)
         assert f.cost == pytest.approx(cost, abs=1e-9)
     assert [f.cost for f in found] == sorted((f.cost for f in found), reverse=True)  # from safe to cheap
 
@@ -52,9 +53,9 @@ def test_answers_are_blended_where_two_models_err_less_together() -> None:
     baseline = dataclasses.replace(noisy("base", 2.0, 1.0), recipe=Recipe(workload="w"))
     small, middle = noisy("small", 3.0, 0.1), noisy("middle", 2.5, 0.3)
     parts = [baseline, small, middle]
-    found = foresee.best(parts, 0.05, score=score)
+    found = foresee.best(parts, 0.05, tested=1_000, score=score)
     assert {f.blend for f in found} - {0.0}
-    assert min(f.cost for f in found) < min(f.cost for f in foresee.best(parts, 0.05))
+    assert min(f.cost for f in found) < min(f.cost for f in foresee.best(parts, 0.05, tested=1_000))
     for f in found:
         so_far = f.parts[0].outputs
         answers, rows = so_far.copy(), np.arange(n)
@@ -67,8 +68,8 @@ def test_answers_are_blended_where_two_models_err_less_together() -> None:
 
 def test_the_cost_of_a_decision_is_the_median_of_what_cascades_cost_beside_their_parts() -> None:
     parts = [part(str(i), np.ones(10), np.ones(10), 1.0) for i in range(3)]
-    pair = foresee.Foreseen(parts=(parts[0], parts[1]), hand_on=(0.2,), quality=0.0, cost=0.5 + 0.005)
-    triple = foresee.Foreseen(parts=tuple(parts), hand_on=(0.5, 0.1), quality=0.0, cost=0.6 + 1.5 * 0.005)
+    pair = foresee.Foreseen(parts=(parts[0], parts[1]), hand_on=(0.2,), quality=0.0, deviation=0.0, cost=0.5 + 0.005)
+    triple = foresee.Foreseen(parts=tuple(parts), hand_on=(0.5, 0.1), quality=0.0, deviation=0.0, cost=0.6 + 1.5 * 0.005)
     assert foresee.overhead_of([(pair, 0.52), (triple, 0.6 + 1.5 * 0.04), (pair, 0.9)]) == pytest.approx(0.04)
     assert foresee.overhead_of([(pair, 0.1)]) == 0.0
 
@@ -79,7 +80,7 @@ def test_nothing_is_foreseen_where_one_model_alone_is_better() -> None:
     right = rng.random(n) < 0.95
     baseline = dataclasses.replace(part("base", right, rng.random(n), 1.0), recipe=Recipe(workload="w"))
     perfect = part("perfect", np.ones(n), rng.random(n), 0.1)
-    assert foresee.best([baseline, perfect], 0.005) == []
+    assert foresee.best([baseline, perfect], 0.005, tested=1_000) == []
 
 
 def test_the_least_share_is_the_first_that_wins_back_enough() -> None:
@@ -135,3 +136,29 @@ def test_a_weak_student_behind_another_hands_on_all_that_it_would_alone() -> Non
     baseline = part("base", np.ones(2_000), sureness, 1.0)
     first, weak, good = (part(name, sureness > errs, sureness, cost) for name, errs, cost in (("f", 0.4, 0.05), ("w", 0.3, 0.08), ("g", 0.05, 0.2)))
     assert foresee.promising([first, weak, good], baseline, 0.005) == [0, 2]
+
+
+@pytest.mark.parametrize(("n", "tested"), [(1_000, 1_000), (3_000, 10_000)])
+def test_safety_is_how_often_certification_lets_through(n: int, tested: int) -> None:
+    """Simulated: what was found on valid, and then what a test split of that size says."""
+    rng = np.random.default_rng(8)
+    margin, deviation = 0.02, 0.25
+    for wanted, often in ((1.28, 0.9), (0.0, 0.5), (-0.4, 0.34)):
+        quality = wanted * deviation * np.sqrt(1 / n + 1 / tested) - margin + foresee.ONE_SIDED * deviation / np.sqrt(tested)
+        assert foresee._safety(quality, deviation, margin, n, tested) == pytest.approx(wanted)
+        true = quality + rng.normal(0, deviation / np.sqrt(n), 20_000)
+        on_test = true + rng.normal(0, deviation / np.sqrt(tested), 20_000)
+        assert (on_test - foresee.ONE_SIDED * deviation / np.sqrt(tested) >= -margin).mean() == pytest.approx(often, abs=0.02)
+    assert foresee._safety(0.0, 0.0, margin, n, tested) == np.inf
+
+
+def test_more_is_handed_on_where_less_is_known() -> None:
+    """The safest cascade depends on the sizes of the splits, the cheapest hardly."""
+    rng = np.random.default_rng(9)
+    n = 2_000
+    baseline = dataclasses.replace(part("base", rng.random(n) < 0.9, rng.random(n), 1.0), recipe=Recipe(workload="w"))
+    sureness = rng.random(n)
+    small = part("small", rng.random(n) < 0.7 + 0.3 * sureness, sureness, 0.1)
+    few, many = (foresee.best([baseline, small], 0.02, tested=tested) for tested in (1_000, 100_000))
+    assert few[0].hand_on > many[0].hand_on
+    assert few[0].cost > many[0].cost

@@ -49,7 +49,8 @@ class Cascade:
             return Refusal(f"outputs of shape {parts[0].outputs.shape[1:]} have no single row of class scores")
         if len(parts) < 2:
             return Refusal("there is no other model than the baseline to put before it")
-        foreseen = partial(foresee.best, parts, situation.margin, score=partial(_scores, situation))
+        tested = len(situation.examples.test)
+        foreseen = partial(foresee.best, parts, situation.margin, tested=tested, score=partial(_scores, situation))
         found = foreseen()
         if situation.tried:
             return _corrected(found, foreseen, situation)

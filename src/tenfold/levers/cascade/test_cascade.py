@@ -56,7 +56,7 @@ class TestCascade(LeverContract):
         parts = [base, part("small", sureness > 0.5, sureness, 0.1), part("middle", sureness > 0.1, sureness, 0.3)]
         examples = dataclasses.replace(small_builder.examples, valid=blobs(n))
         situation = self.situation(small_builder, plan, Stage.COMPOSE, parts=lambda: parts, margin=0.005, examples=examples)
-        (first,), (foreseen,) = lever.propose(situation), foresee.best(parts, 0.005)
+        (first,), (foreseen,) = lever.propose(situation), foresee.best(parts, 0.005, tested=len(situation.examples.test))
         assert len(first["parts"]) == 3
 
         def measured(extra: float) -> Situation:
@@ -226,7 +226,7 @@ def test_a_foreseen_cascade_becomes_a_config() -> None:
         Part(recipe=Recipe(workload="w").then("distill", {"name": str(i)}), outputs=rng.random((100, 3)), scores=np.ones(100), cost=1.0 / (1 + i))
         for i in range(2)
     ]
-    config = _json(foresee.Foreseen(parts=(parts[1], parts[0]), hand_on=(0.2,), quality=0.0, cost=0.7))
+    config = _json(foresee.Foreseen(parts=(parts[1], parts[0]), hand_on=(0.2,), quality=0.0, deviation=0.0, cost=0.7))
     assert config == {
         "blend": 0.0,
         "parts": [
