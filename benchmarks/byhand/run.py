@@ -163,7 +163,7 @@ def quantize_all(plain: Path, inputs: np.ndarray, scratch: Path) -> tuple[dict[s
 
     prepared = scratch / "prepared.onnx"
     with contextlib.redirect_stdout(io.StringIO()):
-        quant_pre_process(str(plain), str(prepared))
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(prepared)
     name = model.graph.input[0].name
     layers = [n.name for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]

@@ -20,7 +20,7 @@ class Reader(CalibrationDataReader):
         return next(self.batches, None)
 
 
-quant_pre_process(plain, "prepared.onnx")
+quant_pre_process(plain, "prepared.onnx", skip_symbolic_shape=True)
 quantize_static(
     "prepared.onnx", out, Reader(np.load(calibration)), quant_format=QuantFormat.QDQ,
     per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, reduce_range=REDUCE,

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tenfold.build import Builder
 from tenfold.errors import BudgetEndedError
 from tenfold.execute import plain_session
 from tenfold.lever import discover
 from tenfold.levers.quantize.aware import OBSERVED_STEPS, RoundActivation
+from tenfold.levers.quantize.graph import census
 from tenfold.plan import Plan
 from tenfold.store import Store
 from tenfold.testing import LeverContract, small_workload
@@ -48,3 +50,17 @@ def test_a_training_with_rounding_that_was_stopped_goes_on_where_it_was(tmp_path
     gone_on = builder.load(plan).state_dict()
     whole = builder_of(tmp_path / "whole").load(plan).state_dict()
     assert all(torch.equal(gone_on[k], whole[k]) for k in whole)
+
+def pooled_by_maximum() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("operators", ["all", "compute"])
+def test_a_maximum_over_the_image_is_no_obstacle(tmp_path: Path, operators: str) -> None:
+    """onnxruntime's symbolic shape inference does not know its form of today."""
+    workload = dataclasses.replace(small_workload(), model=pooled_by_maximum)
+    builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
+    plain = Plan(training=workload.training, session=plain_session())
+    quantized = discover()["quantize"].apply(plain, {"method": "static", "operators": operators})
+    path = builder.graph(quantized).path / "model.onnx"
+    assert census(path).integer
