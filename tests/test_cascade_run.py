@@ -38,14 +38,15 @@ def net(share: float = 1.0) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def won(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    splits = {name: sequences(n, seed) for seed, (name, n) in enumerate({"train": 40_000, "valid": 2000, "confirm": 1000, "test": 3000}.items())}
+    splits = {name: sequences(n, seed) for seed, (name, n) in enumerate({"train": 30_000, "valid": 2000, "confirm": 1000, "test": 3000}.items())}
     workload = Workload(
         name="easy and hard", model=net, student=net, margin=0.02,
         training=TrainConfig(epochs=4, batch_size=128, learning_rate=1e-3), **splits,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:  # the full trainings would take what the budget allows
         patch.setattr(distill, "MOST_LENGTH", 0.75)
-        return run(workload, out=tmp_path_factory.mktemp("runs") / "won", budget=600, trials=12, levers=["distill", "cascade"], view="quiet")
+        patch.setattr("tenfold.lever.MOST_TEACHERS", 1)
+        return run(workload, out=tmp_path_factory.mktemp("runs") / "won", budget=600, trials=10, levers=["distill", "cascade"], view="quiet")
 
 
 def test_a_cascade_is_certified_and_beats_what_one_model_comes_to(won: Result) -> None:
@@ -54,7 +55,10 @@ def test_a_cascade_is_certified_and_beats_what_one_model_comes_to(won: Result) -
     assert document["certified"]["label"].startswith("cascade(")
     assert document["gain"]["serve"]["low"] > 1.3
     assert document["certified"]["quality_difference"]["low"] > -0.02
-    assert document["best_single"]["times"]["value"] > 1.02
+    single = document["best_single"]
+    assert single is None or single["times"]["value"] > 1.02
+    recipes = [c["recipe"] for c in document["candidates"]]
+    assert len(recipes) == len(set(recipes)), "what was measured when cascades were first looked for is not measured again"
     assert document["points"][0]["worst_to_mean"] > 1.2, "a row that goes all the way costs more than the mean"
 
 

@@ -509,6 +509,38 @@ def test_parquet_and_csv_tables_are_frames(tmp_path):
         assert list(split.groups) == list(wanted.groups)
 
 
+@pytest.mark.parametrize("frame", [FRAME, FRAME.drop(columns=["label", "user"])], ids=["labels are there", "none are"])
+@pytest.mark.parametrize("form", ["frame", "csv", "parquet"])
+def test_what_is_unlabelled_is_inputs_alone(tmp_path, frame, form):
+    """Also where the last column would else be taken for the target."""
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    source = {"frame": frame, "csv": tmp_path / "x.csv", "parquet": tmp_path / "x.parquet"}[form]
+    split = to_split(source, "unlabelled", group="user", labelled=False)
+    assert (split.inputs[0] == FRAME[["a", "b"]].to_numpy(np.float32)).all()
+    assert split.targets is None
+    assert split.groups is None
+
+
+def test_unlabelled_images_need_no_classes(tmp_path):
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    (tmp_path / "images" / "a.png").write_bytes(png(GREY))
+    (tmp_path / "images" / "more" / "b.png").write_bytes(png(GREY + 1))
+    for source in (tmp_path / "images", images_parquet(tmp_path / "x.parquet", [png(GREY), png(GREY + 1)])):
+        split = to_split(source, "unlabelled", labelled=False)
+        assert (split.inputs[0][:, 0] == np.stack([GREY, GREY + 1])).all()
+        assert split.targets is None
+    with refused("holds no images: give a folder of images"):
+        to_split(folder_of(tmp_path / "empty", a=[]), "unlabelled", labelled=False)
+
+
+@pytest.mark.parametrize("items", [list(X), list(zip(X, Y, strict=True))], ids=["inputs", "pairs"])
+def test_an_unlabelled_dataset_gives_inputs(items):
+    split = to_split(Doubles(items), "unlabelled", labelled=False)
+    assert (split.inputs[0] == X).all()
+    assert split.targets is None
+
+
 def test_an_npy_file_is_an_array_and_never_a_pickle(tmp_path):
     np.save(tmp_path / "x.npy", X)
     assert (to_split(tmp_path / "x.npy", "train").inputs[0] == X).all()

@@ -261,6 +261,17 @@ def test_samples_travel_as_json():
     assert samples.to_json()["unit"] == "ns/call"
 
 
+def test_inputs_that_come_again_are_no_new_inputs():
+    samples = interleave({"a": busy(10)}, [X[:4]], batch=1, rounds=3, calls=10)["a"]
+    assert samples.cpu.shape == (3, 10)
+    assert samples.by_input("cpu").shape == (3, 4)
+    by_hand = [samples.wall[:, [0, 4, 8]].mean(1), samples.wall[:, [1, 5, 9]].mean(1), samples.wall[:, [2, 6]].mean(1), samples.wall[:, [3, 7]].mean(1)]
+    assert samples.by_input("wall") == pytest.approx(np.stack(by_hand, 1))
+    assert Samples.from_json(samples.to_json()).by_input("wall") == pytest.approx(np.stack(by_hand, 1))
+    once = interleave({"a": busy(10)}, [X[:4]], batch=2, rounds=3, calls=2)["a"]
+    assert once.by_input("wall") == pytest.approx(once.wall / 2)
+
+
 def test_microseconds_are_a_prediction_by_hand():
     wall = np.arange(1, 102)[None] * 2_000  # 2 to 202 µs a call of 2: quantile q of 1 to 101 is 1 + 100 q
     figures = Samples(cpu=np.full((1, 101), 6_000), wall=wall, batch=2).microseconds()

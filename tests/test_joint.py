@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,6 +137,25 @@ def test_levers_that_do_not_apply_are_not_asked_for(monkeypatch) -> None:
     assert [(p.lever, p.config) for p in both.recipe.pulls] == [("fits", {"width": 2}), ("int8", {"bits": 8})]
     assert both.plan == (("fits", {"width": 2}), ("int8", {"bits": 8}))
     assert joint._entrant({"model": 0, "use int8": 0, "fits: width": 1, "int8: bits": 0}) is None  # the baseline
+
+
+def test_it_does_not_begin_where_a_round_of_short_trainings_would_not_fit(monkeypatch) -> None:
+    stubs = {"fits": Stub("fits", {"width": [1, 2]})}
+    monkeypatch.setattr("tenfold.lever.discover", lambda: stubs)
+
+    def run_with(left: float, training_seconds: float) -> StubSearch:
+        search = StubSearch()
+        search.left = lambda question: search.asked.append(question) or left - search.budget.later
+        search.asked, search.budget = [], SimpleNamespace(later=0.0)
+        trained = SimpleNamespace(stage=Stage.MODEL, training_seconds=training_seconds)
+        search.ladder = SimpleNamespace(candidates=[trained, SimpleNamespace(stage=Stage.COMPRESSION, training_seconds=0.1)])
+        JointSearch(search=search, levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: []}).run()
+        return search
+
+    assert run_with(left=300.0, training_seconds=61.0).asked == ["joint"]
+    begun = run_with(left=300.0, training_seconds=59.0)
+    assert "joint:explore:0" in begun.asked
+    assert begun.budget.later == 0.0, "what is composed afterwards has all that is left"
 
 
 def test_any_seed_will_do_and_both_kinds_of_rounds_are_compared_by_as_many_trials(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tenfold import Bundle, TrainConfig, Workload, run
 from tenfold.data.split import Split
 
-BUDGET = 120
+BUDGET = 180
 
 
 class Separable(nn.Module):
@@ -144,6 +144,8 @@ def test_a_model_of_this_kind_goes_through_every_lever(kind, tmp_path: Path) -> 
             assert row["tried"] > 0 or "measured" in row["reason"] or row["verdict"] == "take", row["reason"]
             assert "failed" not in row["reason"]
     assert ("compose", "cascade") in rows
+    assert {c["reason"] for c in document["candidates"] if c["reason"].startswith("failed:")} == set()
+    assert any(c["lever"] == "quantize" and c["gain"] for c in document["candidates"]), "integers were measured"
     test = bands(7, 9, KINDS[kind][1])
     answers = Bundle.load(tmp_path / "run" / "bundle").predict(*test.inputs)
     assert answers.shape == (7, 3)

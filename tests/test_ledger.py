@@ -179,6 +179,22 @@ def test_time_at_work_carries_on_and_time_between_does_not_count(tmp_path):
     assert [e["at"] for e in ledger.entries] == sorted(e["at"] for e in ledger.entries)
 
 
+def test_long_work_without_entries_leaves_beats(tmp_path, monkeypatch):
+    """So that a kill forgets little of the time that was spent."""
+    ledger = Ledger(tmp_path)
+    ledger.append("a", 1)
+    ledger.beat()
+    assert recorded(ledger) == [("a", 1)], "an entry was made just now"
+    monkeypatch.setattr("tenfold.ledger.BEAT_SECONDS", 0.05)
+    time.sleep(0.06)
+    ledger.beat()
+    ledger.beat()
+    ledger.close()
+    again = Ledger(tmp_path, resume=True)
+    assert [key for key, _ in recorded(again)] == ["a", "beat:1"]
+    assert again.elapsed >= 0.06
+
+
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")], {"x": object()}], ids=["NaN", "infinity", "no JSON"])
 def test_what_is_no_json_is_refused_without_harm(tmp_path, value):
     ledger = Ledger(tmp_path)

@@ -19,15 +19,19 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tenfold import device, pipeline, search
+from tenfold import device, final, pipeline, search
 from tenfold.bundle import Bundle, write_bundle
 from tenfold.certify import Standing, order_candidates, record_opening
 from tenfold.data.split import Split
+from tenfold.engine import GraphError
 from tenfold.errors import TenfoldError
 from tenfold.execute import Evaluator
 from tenfold.ledger import Ledger
+from tenfold.lever import apply_all
 from tenfold.measure import Samples
 from tenfold.pipeline import Result, run
+from tenfold.progress import make_view
+from tenfold.recipe import Recipe
 from tenfold.search import Search, Settings
 from tenfold.testing import blobs, small_net, small_workload
 from tenfold.train.config import TrainConfig
@@ -431,6 +435,31 @@ def test_a_candidate_that_fails_is_refused_and_the_run_goes_on(tmp_path: Path) -
     assert row["verdict"] == "refuse"
     assert row["reason"].startswith("failed:")
     assert "too coarse" in row["reason"]
+
+
+@pytest.mark.parametrize("failing", ["quantize", "prune"])
+def test_what_cannot_be_built_alone_does_not_end_the_last_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """It asks for parts of a recipe that the search may never have built: each lever left out, and what comes before each."""
+    run = pipeline._begin(small_workload(), Settings(), tmp_path / "run", Ledger(tmp_path / "run"), make_view("quiet"), "")
+    recipe = Recipe(workload=run.builder.workload_id).then("prune", {"keep": 0.5, "epochs": 1.0}).then("quantize", {"method": "static"})
+    batches, alone = run.builder.batches, run.builder.graph_key(apply_all(run.baseline, recipe.only([failing]).pulls))
+
+    def fails(plan):
+        if run.builder.graph_key(plan) == alone:
+            raise GraphError("no such graph")
+        return batches(plan)
+
+    monkeypatch.setattr(run.builder, "batches", fails)
+    run.builder.graph(apply_all(run.baseline, recipe.pulls))
+    last = final.time_all(run, recipe)
+    rows = {row["lever"]: row for row in final.attribution(run, last)}
+    other = "prune" if failing == "quantize" else "quantize"
+    assert rows[other]["without"] == {"reason": "it cannot be built: no such graph"}
+    assert "gain" in rows[failing]["without"]
+    if failing == "prune":
+        assert rows["prune"]["factor"] | {"level": 0.9} == {"value": 1.0, "low": 1.0, "high": 1.0, "level": 0.9}, "its part is in the factor of what comes next"
+    whole = run.evaluator.ratio(*(last.costs["serve"][side] for side in ("baseline", last.last)))
+    assert prod(row["factor"]["value"] for row in rows.values()) == pytest.approx(whole.value)
 
 
 @pytest.mark.parametrize(

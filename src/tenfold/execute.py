@@ -191,7 +191,7 @@ class Evaluator:
 
 
 def ratio_of(baseline: Samples, candidate: Samples, kind: Literal["cpu", "wall"]) -> Interval:
-    return cost_ratio(getattr(baseline, kind) / baseline.batch, getattr(candidate, kind) / candidate.batch)
+    return cost_ratio(baseline.by_input(kind), candidate.by_input(kind))
 
 
 def torch_runner(model: nn.Module) -> Runner:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tenfold.candidate import recipe_label
 from tenfold.context import Context
+from tenfold.errors import TenfoldError
 from tenfold.execute import (
     EAGER,
     Objective,
@@ -57,6 +58,8 @@ class Final:
     """By operating point, then by side: all recipes and `EAGER`."""
     single: Recipe | None
     """The best that one lever came to alone."""
+    missing: dict[str, str]
+    """By id, recipes that could not be built, and why."""
 
     @property
     def plan(self) -> Plan:
@@ -88,6 +91,11 @@ def time_all(run: Context, recipe: Recipe, single: Recipe | None = None) -> Fina
     plans = {n: apply_all(run.baseline, r.pulls) for n, r in (prefixes | lesser).items()}
     plans = {n: p for n, p in plans.items() if n in prefixes or run.builder.is_trained(p)}
     recipes = {n: r for n, r in (prefixes | lesser).items() if n in plans}
+    missing = {recipes[n].id: reason for n, p in plans.items() if (reason := _why_not(run, recipes[n], p))}
+    for before, after in itertools.pairwise(prefixes):  # the levers after it have its part of the gain too
+        if recipes[after].id in missing:
+            recipes[after], plans[after] = recipes[before], plans[before]
+    recipes = {n: r for n, r in recipes.items() if r.id not in missing}
     first = {r.id: n for n, r in reversed(recipes.items())}  # a lever that does nothing before others come has the side of what it leaves as it is
     sides = [n for n in recipes if first[recipes[n].id] == n]
     split = "test" if run.ledger.knows("opening") else "valid"
@@ -102,7 +110,22 @@ def time_all(run: Context, recipe: Recipe, single: Recipe | None = None) -> Fina
         run.view.note(f"timing the ladder at batch {point.batch}", 0.0)
         samples = from_json(run.ledger.remember(f"cost:final:{name}:{recipe.id}", measure)["samples"])
         costs[name] = {EAGER: samples[EAGER], **{n: samples[first[recipes[n].id]] for n in recipes}}
-    return Final(recipe=recipe, recipes=recipes, prefixes={n: plans[n] for n in prefixes}, costs=costs, single=single)
+    return Final(recipe=recipe, recipes=recipes, prefixes={n: plans[n] for n in prefixes}, costs=costs, single=single, missing=missing)
+
+
+def _why_not(run: Context, recipe: Recipe, plan: Plan) -> str | None:
+    """Why a recipe that was perhaps never measured cannot be built; None where it can."""
+
+    def build() -> dict[str, str | None]:
+        try:
+            run.builder.batches(plan)
+        except (TenfoldError, RuntimeError, ValueError) as error:
+            if isinstance(error.__cause__, OSError):  # a full disk
+                raise
+            return {"failed": str(error)}
+        return {"failed": None}
+
+    return run.ledger.remember(f"builds:{recipe.id}", build)["failed"] if recipe.pulls else None
 
 
 def prefixes_of(recipe: Recipe) -> dict[str, Recipe]:
@@ -134,6 +157,8 @@ def attribution(run: Context, final: Final) -> list[dict[str, Any]]:
         without: dict[str, Any] = {"reason": "it would take a training of its own"}
         if run.settings.objective in ("size", "train"):
             without = {"reason": f"the objective is {run.settings.objective}: only its factor is measured"}
+        elif less.id in final.missing:
+            without = {"reason": f"it cannot be built: {final.missing[less.id]}"}
         elif name is not None:
             gain = run.evaluator.ratio(base[reference(run, base)], base[name])
             without = {"gain": gain.to_json(), "quality_difference": quality_on_valid(run, less).to_json()}

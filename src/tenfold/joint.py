@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 ROUND = 4
 """Recipes asked for at once."""
-EXPLORE_SHARE = 0.4
-"""Of the time of the joint search, for short trainings; the rest is for full ones and for what is made of them."""
 COMPOSE_SHARE = 0.2
-"""Of the time of the joint search, kept for compressing and composing at the end."""
-FULL_SHARE = 0.5
+"""Of the time of the joint search, kept for compressing and composing at the end: no training may take it."""
+EXPLORE_SHARE = 0.5
+"""Of the rest, for short trainings; what is left then is for full ones."""
+FULL_SHARE = 0.75
 """Of what is left, for each full training."""
 LEAST_TIMES, MOST_TIMES = 2.0, 40.0
 """How much longer a full training is than the short one."""
@@ -68,16 +68,25 @@ class JointSearch:
 
     def run(self) -> dict[str, Any] | None:
         """Explore, then train the best in full; what the learned and the random rounds came to. None: there was no time."""
-        whole = self.search.left("joint")
-        if whole < LEAST_SECONDS or not self._spaces[Stage.MODEL]:
+        left = self.search.left("joint")
+        if left < LEAST_SECONDS or not self._spaces[Stage.MODEL]:
             return None
+        whole = (1 - COMPOSE_SHARE) * left
+        if whole < ROUND * self._short_training():
+            return None
+        self.search.budget.later = COMPOSE_SHARE * left
         for turn in range(MOST_ROUNDS):
             if self.search.left(f"joint:explore:{turn}") <= (1 - EXPLORE_SHARE) * whole or not self._explore(turn):
                 break
         for turn in range(MOST_FULL):
-            if self.search.left(f"joint:full:{turn}") <= max(LEAST_SECONDS, COMPOSE_SHARE * whole) or not self._in_full(turn):
+            if self.search.left(f"joint:full:{turn}") <= LEAST_SECONDS or not self._in_full(turn):
                 break
+        self.search.budget.later = 0.0
         return self._controls()
+
+    def _short_training(self) -> float:
+        """Seconds of the shortest that the ladder had; 0 where it had none."""
+        return min((c.training_seconds for c in self.search.ladder.candidates if c.stage is Stage.MODEL and c.training_seconds), default=0.0)
 
     # ------------------------------------------------------------ short trainings
 

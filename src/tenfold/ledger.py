@@ -19,6 +19,7 @@ from tenfold.errors import TenfoldError
 from tenfold.store import unwritable
 
 SCHEMA = 1
+BEAT_SECONDS = 20.0
 
 
 class Ledger:
@@ -108,6 +109,11 @@ class Ledger:
         entry = json.loads(body)
         self._known[key] = entry["value"]
         self.entries.append(entry)
+
+    def beat(self) -> None:
+        """Record that the run is at work, where nothing was recorded for a while: a kill forgets no more than that of what it has spent."""
+        if self.entries and self.elapsed - self.entries[-1]["at"] >= BEAT_SECONDS:
+            self.append(f"beat:{len(self.entries)}", None)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The recorded value of `key`; computed and recorded first where it is not there."""

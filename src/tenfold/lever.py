@@ -104,6 +104,8 @@ class Situation:
     """Absolute, in units of the score."""
     quick: bool
     seconds_left: float
+    began_at: float = 0.0
+    """Quality difference, on valid, that `plan` has come to."""
     whole_budget: float = 0.0
     """Seconds of which `seconds_left` are left."""
     training_seconds: float
@@ -128,6 +130,11 @@ class Situation:
         return 1 + int(min(ENSEMBLE_SHARE * self.whole_budget / self.training_seconds, MOST_TEACHERS - 1))
 
     @property
+    def floor(self) -> float:
+        """Quality difference that a config should keep."""
+        return floor(self.began_at, self.margin)
+
+    @property
     def budget(self) -> float:
         """Seconds that may be planned with: those that are left, `A_DAY` where there is no end."""
         return min(self.seconds_left, A_DAY)
@@ -135,6 +142,12 @@ class Situation:
     def sizable(self, share: float = SIZING_SHARE) -> int:
         """Untrained structures that can be written out and timed, in one form each, in a share of the budget that is left."""
         return int(share * self.budget / SIZING_SECONDS)
+
+
+def floor(began_at: float, margin: float) -> float:
+    """Quality difference to keep for what is made of a model: the margin; or, where that model is worse than this already and may be of use as
+    a part of a whole, a margin below it."""
+    return -margin if began_at >= -margin else began_at - margin
 
 
 def dearest(ratios: Sequence[float | str], least: float) -> Refusal:

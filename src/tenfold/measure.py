@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +36,22 @@ class Samples:
     wall: NDArray[np.int64]
     batch: int
     """Predictions a call."""
+    distinct: int | None = None
+    """Calls a round, after which the inputs come again. None: they do not."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"unit": "ns/call", "batch": self.batch, "cpu": self.cpu.tolist(), "wall": self.wall.tolist()}
+        return {"unit": "ns/call", "batch": self.batch, "distinct": self.distinct, "cpu": self.cpu.tolist(), "wall": self.wall.tolist()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Samples:
-        return cls(cpu=np.array(data["cpu"]), wall=np.array(data["wall"]), batch=data["batch"])
+        return cls(cpu=np.array(data["cpu"]), wall=np.array(data["wall"]), batch=data["batch"], distinct=data.get("distinct"))
+
+    def by_input(self, kind: Literal["cpu", "wall"]) -> NDArray[np.float64]:
+        """Nanoseconds a prediction, (rounds, inputs): the mean over the calls of a round that had the same input, which are no new inputs."""
+        each: NDArray[np.float64] = getattr(self, kind) / self.batch
+        if self.distinct is None or self.distinct >= each.shape[1]:
+            return each
+        return np.stack([each[:, i :: self.distinct].mean(1) for i in range(self.distinct)], axis=1)
 
     def microseconds(self) -> dict[str, float]:
         """Per prediction: mean CPU, mean, p50 and p99 of wall time."""
@@ -94,25 +103,28 @@ def interleave(
         return {}
     n = len(inputs[0])
     wanted = (np.arange(calls * batch) % n).reshape(calls, batch)
-    feeds = [[np.ascontiguousarray(x[rows]) for x in inputs] for rows in wanted]
+
+    def feeds_of(start: int) -> list[list[Array]]:
+        return [[np.ascontiguousarray(x[rows]) for x in inputs] for rows in wanted[start : start + BLOCK]]
+
     names = list(runners)
     cpu = {name: np.zeros((rounds, calls), dtype=np.int64) for name in names}
     wall = {name: np.zeros((rounds, calls), dtype=np.int64) for name in names}
     for runner in runners.values():
-        for feed in feeds[:3]:
+        for feed in feeds_of(0)[:3]:
             runner(feed)
     with _quiet_collector():
         for r in range(rounds):
             for start in range(0, calls, BLOCK):
+                feeds = feeds_of(start)
                 for name in names[r % len(names) :] + names[: r % len(names)]:
                     runner, cpus, walls = runners[name], cpu[name][r], wall[name][r]
-                    runner(feeds[start])
-                    for i in range(start, min(start + BLOCK, calls)):
-                        feed = feeds[i]
+                    runner(feeds[0])
+                    for i, feed in enumerate(feeds, start):
                         w, c = time.perf_counter_ns(), time.process_time_ns()
                         runner(feed)
                         cpus[i], walls[i] = time.process_time_ns() - c, time.perf_counter_ns() - w
-    return {name: Samples(cpu=cpu[name], wall=wall[name], batch=batch) for name in names}
+    return {name: Samples(cpu=cpu[name], wall=wall[name], batch=batch, distinct=min(calls, -(-n // batch))) for name in names}
 
 
 def calls_for(

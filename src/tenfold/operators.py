@@ -5,16 +5,27 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
 
 INTEGER = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM")
 """Those that compute in integers, or lead to such."""
 
 
 def operators(path: Path) -> Counter[str]:
-    """How many a graph has of each kind; what is in branches does not count."""
+    """How many a graph has of each kind, in its branches too."""
     import onnx
 
-    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    return _count(onnx.load(path, load_external_data=False).graph)
+
+
+def _count(graph: onnx.GraphProto) -> Counter[str]:
+    found = Counter(node.op_type for node in graph.node)
+    for attribute in (a for node in graph.node for a in node.attribute if a.HasField("g")):
+        found += _count(attribute.g)
+    return found
 
 
 def is_of_integers(path: Path) -> bool:

@@ -41,6 +41,8 @@ from tenfold.verdict import COST_BAR, Decision
 from tenfold.workload import Workload, code_identity, find, load
 
 QUICK_SECONDS = 300.0
+LEAST_SIDES, MOST_SIDES = 4, 12
+"""Of the last timing: baseline, eager PyTorch and a recipe of two pulls; and with one of five pulls, the recipe less each of them."""
 ROUND_SIDES, FINAL_SIDES = 3, 6
 """What a round of composed models, and the last timing of one, has to time, in predictions of the baseline: eager PyTorch counts several."""
 COMPOSED_SHARE = 1 / 3
@@ -219,7 +221,12 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
         ledger=run.ledger, started=run.ledger.remember("clock", lambda: run.ledger.elapsed),
         seconds=run.settings.budget_seconds, trials=run.settings.trials, reserve=estimate["certify_seconds"],
     )  # fmt: skip
-    run.builder.seconds_left = lambda: budget.left
+
+    def seconds_left() -> float:
+        run.ledger.beat()
+        return budget.left
+
+    run.builder.seconds_left = seconds_left
     search = Search(
         run.evaluator, run.ledger, run.view, run.settings, budget=budget, margin=run.margin,
         reference=EAGER if base["cheaper"] == EAGER else BASELINE,
@@ -259,13 +266,14 @@ def _preflight(run: Context) -> dict[str, Any]:
     sizes = run.examples.sizes()
     trial = 1.0 + sizes["valid"] * each + 3 * FULL_SECONDS
     seconds = run.settings.budget_seconds
-    timing = 2 * 4 * final.SECONDS  # at both operating points baseline, eager PyTorch and a recipe of two pulls
+    timing = 2 * LEAST_SIDES * final.SECONDS  # at both operating points
     many = ROUNDS * LEAST_INPUTS * each  # a side whose cost depends on the input
     composes = seconds is None or FINAL_SIDES * many <= COMPOSED_SHARE * seconds
     if composes:
         timing = max(timing, FINAL_SIDES * many)
     last = (2 * sizes["confirm"] + 2 * sizes["test"]) * each + timing
-    whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * each + timing
+    more = 2 * (MOST_SIDES - LEAST_SIDES) * final.SECONDS
+    whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * each + timing + more
     if seconds is not None and seconds < trial + last:
         raise WorkloadError(
             f"a budget of {seconds:g} s is too small for one candidate: about {math.ceil(trial + last)} s are needed "

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 
 from tenfold.candidate import Candidate, Entrant, Ladder, Rung, judged, parts_front, row_of
+from tenfold.engine import open_session
 from tenfold.errors import BudgetEndedError, TenfoldError
 from tenfold.execute import EAGER, Evaluator, Objective, as_json, from_json
 from tenfold.joint import JointSearch, searched
 from tenfold.ledger import Ledger
-from tenfold.lever import A_DAY, Config, Lever, Part, Refusal, Situation, Stage, Tried, discover
+from tenfold.lever import A_DAY, Config, Lever, Part, Refusal, Situation, Stage, Tried, discover, floor
 from tenfold.measure import Samples
 from tenfold.plan import Plan
 from tenfold.progress import View
@@ -156,7 +157,8 @@ class Search:
     def _compress_parts(self) -> None:
         """Pull the levers of compression on the baseline and on every model that may be a part of a whole, where that was not done yet."""
         done = {c.recipe.pulls[:-1] for c in self.ladder.candidates if c.stage is Stage.COMPRESSION}
-        models = parts_front([c for c in self.ladder.candidates if c.stage is Stage.MODEL])
+        compressing = {lever.name for lever in self._levers(Stage.COMPRESSION)}
+        models = parts_front([c for c in self.ladder.candidates if c.stage is Stage.MODEL and not c.recipe.levers() & compressing])
         rungs = {"baseline": self.root, **{c.label: c for c in models}}
         for label, rung in rungs.items():
             if models and rung.recipe.pulls not in done:
@@ -178,7 +180,8 @@ class Search:
             tried += measured
             if stopped:
                 break
-        self.ladder.candidates += tried
+        known = {c.recipe.id for c in self.ladder.candidates}
+        self.ladder.candidates += [c for c in tried if c.recipe.id not in known]
         if not tried:
             reason = "the budget ended before it" if stopped else "nothing to try here"
             return row_of(stage, lever.name, Decision.INCONCLUSIVE if stopped else Decision.REFUSE, reason), None
@@ -218,11 +221,19 @@ class Search:
             stage=stage, workload=builder.workload, examples=builder.examples, fresh=builder.fresh, plan=now.plan,
             graph=builder.graph(now.plan).path / "model.onnx",
             objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
-            quick=self.settings.quick, seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
+            quick=self.settings.quick, began_at=self._came_to(now), seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
             training_seconds=self.training_seconds,
             tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
             parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)) and self.compose_seconds is not None,
         )  # fmt: skip
+
+    def _came_to(self, now: Rung) -> float:
+        """Quality difference on valid of what is built upon."""
+        if not now.recipe.pulls:
+            return 0.0
+        answer = self.ledger.remember(f"quality:{now.recipe.id}:None", partial(self._quality, now.plan, None))
+        value: float = answer["quality"]["value"]
+        return value
 
     # ------------------------------------------------------------ the joint search
 
@@ -252,7 +263,11 @@ class Search:
         entries = [
             Entrant(recipe=now.recipe.then(lever.name, c), plan=lever.apply(now.plan, c), lever=lever.name, config=c) for c in configs
         ]
-        return self.measure(self._key(stage, lever, now, turn), stage, now, entries, rungs)
+        known = {c.recipe.id: c for c in self.ladder.candidates if stage in FROM_THE_BASELINE}  # measured when the lever was pulled before
+        new = [e for e in entries if e.recipe.id not in known]
+        measured, stopped = self.measure(self._key(stage, lever, now, turn), stage, now, new, rungs)
+        by_id = known | {c.recipe.id: c for c in measured}
+        return [by_id[e.recipe.id] for e in entries if e.recipe.id in by_id], stopped
 
     def measure(
         self, key: str, stage: Stage, now: Rung, entries: Sequence[Entrant], rungs: Sequence[tuple[int | None, float]]
@@ -303,9 +318,8 @@ class Search:
                 )  # fmt: skip
             if last or stopped:
                 break
-            ranked = sorted(
-                (n for n in quality if (q := quality[n]) is None or q.high >= -self.margin), key=lambda n: -costs[n][0].value
-            )
+            least = floor(self._came_to(now), self.margin)
+            ranked = sorted((n for n in quality if (q := quality[n]) is None or q.high >= least), key=lambda n: -costs[n][0].value)
             keep = 1 if stage is Stage.TRAIN else max(2, (len(entries) + 1) // 2)
             if stage is Stage.TRAIN:
                 ranked = [n for n in ranked if out[n].verdict.decision is Decision.TAKE]
@@ -408,7 +422,7 @@ class Search:
             for plan in self._forms(lever.apply(now.plan, config), compressed=compressed):
                 name = f"{key}:{len(forms[key])}"
                 try:
-                    self.evaluator.builder.skeleton(plan)
+                    open_session(self.evaluator.builder.skeleton(plan), plan.session)
                 except (TenfoldError, RuntimeError, ValueError) as error:
                     if isinstance(error.__cause__, OSError):
                         raise

@@ -261,7 +261,7 @@ def _unlabelled(workload: Workload, like: Split) -> Split | None:
     """The inputs without targets, checked against the others."""
     source = workload.unlabelled
     split = to_split((source, None) if hasattr(source, "dtype") or isinstance(source, tuple) else source, "unlabelled",
-                     target=workload.target, image_size=workload.image_size, labels=workload.labels)  # fmt: skip
+                     target=workload.target, group=workload.groups, image_size=workload.image_size, labelled=False)  # fmt: skip
     if split is None:
         return None
     check_numbers(split, "unlabelled")

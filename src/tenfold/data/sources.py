@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ def to_split(
     group: str | None = None,
     image_size: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
+    labelled: bool = True,
 ) -> Split | None:
     """A `Split` from any of the supported sources; None stays None.
 
@@ -40,6 +41,7 @@ def to_split(
         group: column of the groups, for tables.
         image_size: (height, width) that images are resized to; None: they must all be of one size.
         labels: class names in their order, where the source names classes by text.
+        labelled: whether there have to be targets; if not, they are left out where there are some.
 
     Raises:
         WorkloadError: the source is unreadable or of no known kind.
@@ -47,9 +49,9 @@ def to_split(
     if source is None or isinstance(source, Split):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(source), name, target, group, image_size, labels)
+        return _from_path(Path(source), name, target, group, image_size, labels, labelled=labelled)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
-        return from_frame(source, name, target, group, labels)
+        return from_frame(source, name, target, group, labels, labelled=labelled)
     if isinstance(source, tuple) and len(source) in (2, 3):
         x, y, *rest = source
         inputs = x if isinstance(x, tuple) else (x,)
@@ -59,7 +61,7 @@ def to_split(
             groups=_array(rest[0], name) if rest else None,
         )
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "dtype"):
-        return _from_dataset(source, name)
+        return _from_dataset(source, name, labelled=labelled)
     return Split(inputs=(_array(source, name),))
 
 
@@ -96,20 +98,34 @@ def encode_labels(values: Any, labels: Sequence[str], name: str) -> Array:
 
 
 def from_frame(
-    frame: Any, name: str, target: str | None = None, group: str | None = None, labels: Sequence[str] | None = None
+    frame: Any, name: str, target: str | None = None, group: str | None = None, labels: Sequence[str] | None = None, *, labelled: bool = True
 ) -> Split:
     """A `Split` from a pandas frame: numeric columns as one float32 input (n, columns)."""
     if len(frame) == 0:
         raise WorkloadError(f"{name} is empty: give it at least one example")
     columns = [str(c) for c in frame.columns]
+    frame = frame.set_axis(columns, axis=1)
+    if not labelled:
+        judged = {*([target] if target else ["label", "target"]), group} & {*columns}
+        return Split(inputs=(_numbers(frame, judged, name),))
     target = target or next((c for c in ("label", "target") if c in columns), columns[-1])
     for wanted in (target, *([group] if group else [])):
         if wanted not in columns:
             raise WorkloadError(f"{name} has no column {wanted!r} (it has {', '.join(columns[:20])}): name another one")
-    frame = frame.set_axis(columns, axis=1)
-    features = [c for c in columns if c not in (target, group)]
+    inputs = _numbers(frame, {target, group}, name)
+    y = frame[target].to_numpy()
+    if y.dtype.kind not in "biuf":
+        if labels is None:
+            raise WorkloadError(f"{name}: target {target!r} holds text: list its classes in labels=")
+        y = encode_labels(y, labels, name)
+    return Split(inputs=(inputs,), targets=y, groups=frame[group].to_numpy() if group else None)
+
+
+def _numbers(frame: Any, others: Set[str | None], name: str) -> Array:
+    """Columns of a frame, but for some, as float32 (n, columns)."""
+    features = [c for c in frame.columns if c not in others]
     if not features:
-        raise WorkloadError(f"{name} has no column beside {target!r}: a table needs at least one feature")
+        raise WorkloadError(f"{name} has no column beside {', '.join(repr(c) for c in others if c)}: a table needs at least one feature")
     for column in features:
         if frame[column].dtype.kind not in "biuf":
             raise WorkloadError(
@@ -119,20 +135,12 @@ def from_frame(
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             raise WorkloadError(f"{name}: column {column!r} has NaN or infinity in row {row}: clean or impute it first")
-    y = frame[target].to_numpy()
-    if y.dtype.kind not in "biuf":
-        if labels is None:
-            raise WorkloadError(f"{name}: target {target!r} holds text: list its classes in labels=")
-        y = encode_labels(y, labels, name)
-    return Split(
-        inputs=(frame[features].to_numpy(dtype=np.float32),),
-        targets=y,
-        groups=frame[group].to_numpy() if group else None,
-    )
+    numbers: Array = frame[features].to_numpy(dtype=np.float32)
+    return numbers
 
 
-def _from_dataset(dataset: Any, name: str) -> Split:
-    """Every item of a torch `Dataset` of (x, y), once, in memory."""
+def _from_dataset(dataset: Any, name: str, *, labelled: bool) -> Split:
+    """Every item of a torch `Dataset` of (x, y), or of x where nothing is labelled, once, in memory."""
     if len(dataset) == 0:
         raise WorkloadError(f"{name} is empty: give it at least one example")
     try:
@@ -142,14 +150,16 @@ def _from_dataset(dataset: Any, name: str) -> Split:
         raise
     except Exception as error:  # the user's own code may raise anything
         raise WorkloadError(f"{name}: reading the Dataset raised {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(items[0], (tuple, list)) or len(items[0]) != 2:
+    pairs = isinstance(items[0], (tuple, list)) and len(items[0]) == 2
+    if labelled and not pairs:
         raise WorkloadError(f"{name}: each item of the Dataset must be (x, y)")
-    x, y = zip(*items, strict=True)
+    x, y = zip(*items, strict=True) if pairs else (items, [0] * len(items))
     if hasattr(x[0], "convert"):
         raise WorkloadError(f"{name}: the Dataset yields PIL images: give it a transform that makes arrays of one shape")
     try:
         columns = zip(*x, strict=True) if isinstance(x[0], (tuple, list)) else [x]
-        return Split(inputs=tuple(np.stack([np.asarray(v) for v in c]) for c in columns), targets=np.stack([np.asarray(v) for v in y]))
+        inputs = tuple(np.stack([np.asarray(v) for v in c]) for c in columns)
+        return Split(inputs=inputs, targets=np.stack([np.asarray(v) for v in y]) if labelled else None)
     except ValueError as error:
         raise WorkloadError(f"{name}: the Dataset's items differ in shape: resize or pad them to one shape") from error
 
@@ -164,21 +174,25 @@ def _from_path(
     group: str | None,
     image_size: tuple[int, int] | None,
     labels: Sequence[str] | None,
+    *,
+    labelled: bool,
 ) -> Split:
     if not path.exists():
         raise WorkloadError(f"{name}: {path} does not exist: check the path, or give the folder with --data")
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
-        return _parquet(files, name, target, group, image_size, labels) if files else image_folder(path, name, image_size, labels)
+        if files:
+            return _parquet(files, name, target, group, image_size, labels, labelled=labelled)
+        return image_folder(path, name, image_size, labels) if labelled else unsorted_images(path, name, image_size)
     if path.suffix == ".parquet":
-        return _parquet([path], name, target, group, image_size, labels)
+        return _parquet([path], name, target, group, image_size, labels, labelled=labelled)
     if path.suffix == ".csv":
         pandas = _pandas(name)
         try:
             frame = pandas.read_csv(path)
         except (ValueError, OSError) as error:
             raise WorkloadError(f"{name}: {path} is not a csv table ({first_line(error)}): mend or replace it") from error
-        return from_frame(frame, name, target, group, labels)
+        return from_frame(frame, name, target, group, labels, labelled=labelled)
     if path.suffix == ".npy":
         return Split(inputs=(load_npy(path),))
     raise WorkloadError(f"{name}: {path} is of no known kind: use .parquet, .csv, .npy or a folder of class folders of images")
@@ -209,6 +223,8 @@ def _parquet(
     group: str | None,
     image_size: tuple[int, int] | None,
     labels: Sequence[str] | None,
+    *,
+    labelled: bool,
 ) -> Split:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -223,9 +239,14 @@ def _parquet(
     image = next((f.name for f in table.schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
     if image is None:
         _pandas(name)
-        return from_frame(table.to_pandas(), name, target, group, labels)
+        return from_frame(table.to_pandas(), name, target, group, labels, labelled=labelled)
     if table.num_rows == 0:
         raise WorkloadError(f"{name} is empty: give it at least one example")
+    blobs = [(row or {}).get("bytes") for row in table.column(image).to_pylist()]
+    where = [f"{name}: row {i}" for i in range(len(blobs))]
+    x = decode_images([partial(io.BytesIO, blob or b"") for blob in blobs], where, image_size)
+    if not labelled:
+        return Split(inputs=(x,))
     rest = [c for c in table.column_names if c != image]
     target = target or next((c for c in ("label", "target") if c in rest), rest[-1] if rest else "label")
     for wanted in (target, *([group] if group else [])):
@@ -236,9 +257,6 @@ def _parquet(
         if labels is None:  # numbering the names of one split by themselves would not fit the next split
             raise WorkloadError(f"{name}: target {target!r} holds text: list its classes in labels=")
         y = encode_labels(y, labels, name)
-    blobs = [(row or {}).get("bytes") for row in table.column(image).to_pylist()]
-    where = [f"{name}: row {i}" for i in range(len(blobs))]
-    x = decode_images([partial(io.BytesIO, blob or b"") for blob in blobs], where, image_size)
     return Split(inputs=(x,), targets=y, groups=table.column(group).to_numpy() if group else None)
 
 
@@ -262,6 +280,14 @@ def image_folder(
     y = encode_labels([c for _, c in files], classes if labels is None else labels, name)
     x = decode_images([partial(Path, f) for f, _ in files], [f"{name}: {f}" for f, _ in files], image_size)
     return Split(inputs=(x,), targets=y)
+
+
+def unsorted_images(path: Path, name: str, image_size: tuple[int, int] | None) -> Split:
+    """All images in a folder and below it, in the order of their names, without labels."""
+    files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise WorkloadError(f"{name}: {path} holds no images: give a folder of images, or of parquet files")
+    return Split(inputs=(decode_images([partial(Path, f) for f in files], [f"{name}: {f}" for f in files], image_size),))
 
 
 def decode_images(

@@ -68,7 +68,7 @@ def soft_loss(outputs: Tensor, answers: Tensor, *, classes: int | None) -> Tenso
         outputs, answers: (batch, …) of the student and the teacher.
         classes: the axis that holds one logit a class; None: there is none.
     """
-    if classes is None:
+    if classes is None or outputs.ndim <= classes or outputs.shape[classes] < 2:  # one logit is no choice between classes
         return functional.mse_loss(outputs, answers)
     divergence = functional.kl_div(outputs.log_softmax(classes), answers.log_softmax(classes), reduction="none", log_target=True)
     return divergence.sum(classes).mean()

@@ -38,6 +38,9 @@ SGD_RATE, ADAM_RATE = 0.3, 2e-3
 def space(situation: Situation) -> list[Spec]:
     """Every student that could be tried, in an order in which neighbours cost alike: a few that are evenly spread show the whole range."""
     inputs = situation.examples.valid.inputs
+    with torch.random.fork_rng():
+        served = situation.fresh()
+    seen = as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, served.preprocess)
     specs: list[Spec] = []
     if situation.workload.student is not None:
         specs += [{"family": "own", "share": share} for share in SHARES]
@@ -47,15 +50,13 @@ def space(situation: Situation) -> list[Spec]:
             {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o, smallest=IMAGE_SMALLEST))}  # type: ignore[arg-type]
             for w, d, o, s in product(IMAGE_WIDTHS, IMAGE_DEPTHS, ("dense", "separable"), _stems(side, LIKELY))
         ]
-    elif len(inputs) == 1 and inputs[0].ndim == 2 and inputs[0].dtype.kind == "f":
+    elif len(inputs) == 1 and inputs[0].ndim == 2 and seen[0].is_floating_point():
         specs += [
             {"family": "table", **dataclasses.asdict(TableStudent(width=w, depth=d))}
             for d, w in product(TABLE_DEPTHS, TABLE_WIDTHS)
             if d or w == TABLE_WIDTHS[0]
         ]
-    with torch.random.fork_rng():
-        served = situation.fresh()
-    repeated = repeated_blocks(served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, served.preprocess))
+    repeated = repeated_blocks(served.model, seen)
     specs += [{"family": "shallower", "keep": keep} for keep in range(len(repeated) - 1, 0, -1)]
     return specs
 
@@ -122,8 +123,13 @@ def sizes(specs: Sequence[Spec], situation: Situation) -> list[tuple[int, int]]:
 
 
 def _size(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, int]:
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(*example)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused form of an encoder layer
+    try:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model.eval()(*example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 

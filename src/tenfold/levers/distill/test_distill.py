@@ -446,7 +446,15 @@ def test_the_loss_is_the_divergence_along_the_classes_and_zero_for_equal_answers
     p, q = b.softmax(1), a.softmax(1)
     assert soft_loss(a, b, classes=1).item() == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
     assert soft_loss(a, a + 3, classes=1).item() == pytest.approx(0, abs=1e-6)  # a shift of all logits is no difference
-    assert soft_loss(a, b, classes=None).item() == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-6)
+    squares = ((a - b) ** 2).mean().item()
+    assert soft_loss(a, b, classes=None).item() == pytest.approx(squares, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_one_logit_is_learned_as_a_number(shape) -> None:
+    """Targets may be whole numbers all the same, as those of a loss with weights for two classes are."""
+    a, b = torch.randn(shape), torch.randn(shape)
+    assert soft_loss(a, b, classes=1).item() == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -467,6 +475,33 @@ def test_the_axis_of_the_classes(shape, changes, axis) -> None:
 
 
 # ---------------------------------------------------------------- families
+
+
+def test_the_products_of_an_encoder_layer_count() -> None:
+    """In evaluation PyTorch computes it by an operator of its own."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    _, products = families._size(layer, (torch.zeros(1, 10, 16),))
+    linear = 10 * (16 * 48 + 16 * 16 + 2 * 16 * 32)
+    assert products >= linear
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_rows_of_bytes_that_are_made_floats_have_perceptrons(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = Split(inputs=(rng.integers(0, 255, (60, 9)).astype(np.uint8),), targets=rng.integers(0, 3, 60))
+    workload = Workload(
+        model=lambda: nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 3)), preprocess=Scaled(), train=rows, valid=rows, test=rows, margin=0.1,
+        training=TrainConfig(epochs=1),
+    )  # fmt: skip
+    builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
+    plan = Plan(training=workload.training, session=plain_session())
+    situation = TestDistill().situation(builder, plan, Stage.MODEL)
+    assert {spec["family"] for spec in families.space(situation)} == {"table"}
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float() / 255
 
 
 @pytest.mark.parametrize("stem", ["conv", "pooled", "stride2", "stride4"])

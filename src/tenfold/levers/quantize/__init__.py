@@ -22,8 +22,9 @@ _FORMS: tuple[tuple[Literal["minmax", "percentile", "entropy"], Literal["all", "
 MEMORY_BOUND_BATCH = 16
 MOST_LEFT_OUT = 4
 QAT_SHARE = 0.25
-QAT_BUDGET_SHARE, QAT_MOST_SECONDS = 0.7, 86_400.0
 """Length of the fine-tuning, as a share of the training's epochs."""
+QAT_BUDGET_SHARE, QAT_SLOWER = 0.5, 1.5
+"""The most of the time left that it may take; and how much longer an epoch is with rounding simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,34 +119,40 @@ def _refinements(situation: Situation) -> list[QuantizeConfig]:
     static = [t for t in situation.tried if t.config["method"] == "static"]
     if not static:
         return []
-    kept = [t for t in static if t.verdict.quality is not None and t.verdict.quality.high >= -situation.margin]
-    best = max(kept or static, key=_promise)
+    kept = [t for t in static if t.verdict.quality is not None and t.verdict.quality.high >= situation.floor]
+    best = max(kept, key=_gain) if kept else max(static, key=_quality)
     config = QuantizeConfig(**best.config)
-    hurt = best.verdict.quality is not None and best.verdict.quality.value < -situation.margin / 2
+    hurt = best.verdict.quality is not None and best.verdict.quality.value < situation.floor + situation.margin / 2
     wanted = [_leaving_out_more(config)] if hurt else []
-    fastest = max(static, key=lambda t: t.gain.value if t.gain else 0.0)
-    if fastest not in kept and fastest.gain and best.gain and fastest.gain.value > COST_BAR * best.gain.value:
+    fastest = max(static, key=_gain)
+    if fastest not in kept and _gain(fastest) > COST_BAR * _gain(best) > 0:
         wanted.append(_leaving_out_more(QuantizeConfig(**fastest.config)))
-    wanted = [c for c in wanted if c.leave_out <= MOST_LEFT_OUT]
-    refused = not any(t.verdict.decision is Decision.TAKE for t in situation.tried) and not kept
-    if refused and not wanted and not situation.quick and situation.examples.train is not None and not config.aware_epochs:
+    wanted = [c for c in wanted if c.leave_out <= MOST_LEFT_OUT and _json(c) not in [t.config for t in situation.tried]]
+    if not wanted and not kept and not config.aware_epochs and _may_train(situation):
         epochs = max(1.0, situation.plan.training.epochs * QAT_SHARE)
-        seconds = min(situation.seconds_left * QAT_BUDGET_SHARE, QAT_MOST_SECONDS)
-        if situation.training_seconds * QAT_SHARE * 1.5 < situation.seconds_left:
-            wanted.append(dataclasses.replace(config, leave_out=0, aware_epochs=epochs, aware_seconds=round(seconds, 1)))
+        seconds = round(QAT_BUDGET_SHARE * situation.budget, 1)
+        wanted.append(dataclasses.replace(config, leave_out=0, aware_epochs=epochs, aware_seconds=seconds))
     return wanted
+
+
+def _may_train(situation: Situation) -> bool:
+    """Whether a training with rounding has a place: on what may be certified itself, within the time that is left, where nothing was taken."""
+    taken = any(t.verdict.decision is Decision.TAKE for t in situation.tried)
+    may_be_certified = situation.floor == -situation.margin
+    fits = situation.training_seconds * QAT_SHARE * QAT_SLOWER < QAT_BUDGET_SHARE * situation.budget
+    return not taken and may_be_certified and fits and not situation.quick and situation.examples.train is not None
 
 
 def _leaving_out_more(config: QuantizeConfig) -> QuantizeConfig:
     return dataclasses.replace(config, leave_out=max(1, 2 * config.leave_out))
 
 
-def _promise(tried: Tried) -> float:
-    """Cost ratio where quality may have held, else quality itself: what is best refined."""
-    quality = tried.verdict.quality
-    if quality is None or tried.gain is None:
-        return float("-inf")
-    return tried.gain.value if quality.value > -1e-9 else quality.value
+def _gain(tried: Tried) -> float:
+    return tried.gain.value if tried.gain else 0.0
+
+
+def _quality(tried: Tried) -> float:
+    return tried.verdict.quality.value if tried.verdict.quality else float("-inf")
 
 
 lever = Quantize()

@@ -8,17 +8,54 @@ from torch import nn
 from tenfold.build import Builder
 from tenfold.errors import BudgetEndedError
 from tenfold.execute import plain_session
-from tenfold.lever import discover
+from tenfold.lever import Stage, Tried, discover
+from tenfold.levers.quantize import MOST_LEFT_OUT
 from tenfold.levers.quantize.aware import OBSERVED_STEPS, RoundActivation
 from tenfold.levers.quantize.graph import census
 from tenfold.plan import Plan
 from tenfold.store import Store
 from tenfold.testing import LeverContract, small_workload
+from tenfold.verdict import Decision, Interval, Verdict
 from tenfold.workload import load
 
 
 class TestQuantize(LeverContract):
     name = "quantize"
+
+    def tried(self, lever, situation, quality: float) -> tuple[Tried, ...]:
+        """All first guesses, equally good, each cheaper than the last."""
+        verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=quality, low=quality - 0.001, high=quality + 0.001))
+        gain = Interval(value=2.0, low=1.9, high=2.1)
+        return tuple(
+            Tried(config=c, verdict=verdict, gain=dataclasses.replace(gain, value=2 + 0.2 * i)) for i, c in enumerate(lever.propose(situation))
+        )
+
+    def test_trains_with_rounding_where_no_other_form_keeps_quality(self, lever, small_builder: Builder, plan: Plan) -> None:
+        situation = self.situation(small_builder, plan, Stage.COMPRESSION)
+        tried = self.tried(lever, situation, -0.5)
+        for _ in range(6):
+            for config in lever.propose(dataclasses.replace(situation, tried=tried)):
+                tried += tuple(dataclasses.replace(t, config=config) for t in self.tried(lever, situation, -0.5 + 0.01 * config["leave_out"])[:1])
+        assert max(t.config["leave_out"] for t in tried) == MOST_LEFT_OUT
+        assert [t.config["aware_epochs"] for t in tried if t.config["aware_epochs"]] == [1.0], "once, after layers were left out"
+
+    @pytest.mark.parametrize("changes", [{"began_at": -0.5}, {"quick": True}, {"training_seconds": 1e6}])
+    def test_trains_only_what_may_be_certified_and_in_time(self, lever, small_builder: Builder, plan: Plan, changes) -> None:
+        situation = self.situation(small_builder, plan, Stage.COMPRESSION, **changes)
+        tried = self.tried(lever, situation, -0.9)
+        for _ in range(6):
+            tried += tuple(dataclasses.replace(tried[0], config=c) for c in lever.propose(dataclasses.replace(situation, tried=tried)))
+        assert not any(t.config["aware_epochs"] for t in tried)
+
+    def test_a_part_that_is_worse_than_the_margin_has_its_own_quality_to_keep(self, lever, small_builder: Builder, plan: Plan) -> None:
+        situation = self.situation(small_builder, plan, Stage.COMPRESSION, began_at=-0.3)
+        assert situation.floor == pytest.approx(-0.35)
+        tried = self.tried(lever, situation, -0.31)
+        assert lever.propose(dataclasses.replace(situation, tried=tried)) == [], "nothing to mend: it lost a little of its own"
+        worse = self.tried(lever, situation, -0.34)
+        (mended,) = lever.propose(dataclasses.replace(situation, tried=worse))
+        static = [t for t in worse if t.config["method"] == "static"]
+        assert mended == static[-1].config | {"leave_out": 1}, "of those that may have kept it, the cheapest"
 
 
 def test_ranges_that_were_seen_are_part_of_the_state() -> None:
