@@ -32,7 +32,8 @@ SCREEN_SECONDS = 0.4
 FULL_SECONDS = 1.5
 """Timing a config, in the first rung and the last."""
 LATER_TRIALS = 4
-"""Configs of compression that the levers which train leave time for: where the budget is small, what is quick and sure comes first."""
+"""Configs of compression that the levers which train leave time for, beside a round of composed models: where the budget is small, what is quick
+and sure comes first."""
 FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
 """Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
 TOO_SLOW_TO_COMPOSE = "its cost depends on the input, and timing the baseline on thousands of them would take most of the budget: give a larger one"
@@ -125,10 +126,11 @@ class Search:
 
     def _climb(self, stage: Stage) -> None:
         """Pull the levers of a stage, and go on from what is best."""
-        compressed_later = stage is Stage.MODEL and self._levers(Stage.COMPRESSION)
-        self.budget.later = LATER_TRIALS * self.trial_seconds if compressed_later else 0.0
+        self.budget.later = self._later() if stage is Stage.MODEL else 0.0
         if stage is Stage.COMPOSE and self.compose_seconds is not None:
+            self.budget.later = self._composing()
             self._compress_parts()
+            self.budget.later = 0.0
         for lever in self._levers(stage):
             self.view.lever(lever.name, stage, self.budget.left)
             now = self.root if stage in FROM_THE_BASELINE else Rung(recipe=self.ladder.recipe, plan=self.ladder.plan)
@@ -140,6 +142,15 @@ class Search:
                 self.ladder.recipe, self.ladder.plan = best.recipe, best.plan
             self.ladder.put(row)
             self.view.row(row)
+
+    def _later(self) -> float:
+        """Seconds that what trains leaves for what comes after it: some configs of compression, and a round of composed models."""
+        compressing = LATER_TRIALS * self.trial_seconds if self._levers(Stage.COMPRESSION) else 0.0
+        return compressing + self._composing()
+
+    def _composing(self) -> float:
+        """Seconds that a round of composed models takes."""
+        return self._expected(Stage.COMPOSE) if self.compose_seconds is not None and self._levers(Stage.COMPOSE) else 0.0
 
     def _top(self) -> Candidate | None:
         """What the ladder has come to; None: the baseline."""
