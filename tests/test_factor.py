@@ -108,9 +108,9 @@ def test_its_record_gives_the_same_choices_again(whole: Result, tmp_path: Path) 
     assert (copy / "ledger.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("cut", ["cost:joint", "propose:compose"])
+@pytest.mark.parametrize("cut", ["left:joint", "propose:compose"])
 def test_a_run_that_was_cut_goes_on_to_its_end(whole: Result, tmp_path: Path, cut: str) -> None:
-    """Before the first timing of the joint search, or the first look for cascades: what was recorded stands, what is missing is done."""
+    """Before the joint search, or the first look for cascades: what was recorded stands, what is missing is done."""
     folder = tmp_path / "cut"
     folder.mkdir()
     lines = (whole.folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
