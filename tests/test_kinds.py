@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tenfold import Bundle, TrainConfig, Workload, run
 from tenfold.data.split import Split
 
-BUDGET = 180
+BUDGET = 600
 
 
 class Separable(nn.Module):
