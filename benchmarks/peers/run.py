@@ -9,6 +9,7 @@ RUN is a finished run of the workload. Each peer makes its model in an environme
 from __future__ import annotations
 
 import argparse
+import gzip
 import inspect
 import json
 import subprocess
@@ -118,10 +119,12 @@ def main() -> None:
     advantage = ratio_of(points[1][best], points[1]["tenfold"], "cpu")
     record = {
         "workload": workload.name, "rows": rows, "failed": {n: m["failed"] for n, m in made.items() if "failed" in m}, "best_peer": best, "tenfold_over_best_peer": advantage.to_json(),
-        "environment": device.environment(), "samples": {str(b): as_json(s) for b, s in points.items()},
+        "environment": device.environment(),
     }  # fmt: skip
     target = arguments.out or Path("records/peers") / f"{workload.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
+    samples = json.dumps({str(b): as_json(s) for b, s in points.items()}).encode()
+    write_atomic(target.with_suffix(".samples.json.gz"), gzip.compress(samples, mtime=0))
     write_atomic(target, json.dumps(record))
     for name, row in rows.items():
         one, many, q = row["batch 1"]["cpu"], row["batch 64"]["wall"], row["quality_difference"]

@@ -125,7 +125,7 @@ def _numbers(frame: Any, others: Set[str | None], name: str) -> Array:
     """Columns of a frame, but for some, as float32 (n, columns)."""
     features = [c for c in frame.columns if c not in others]
     if not features:
-        raise WorkloadError(f"{name} has no column beside {', '.join(repr(c) for c in sorted(c for c in others if c))}: a table needs at least one feature")
+        raise WorkloadError(f"{name} has no column beside {', '.join(sorted(repr(c) for c in others if c))}: a table needs at least one feature")
     for column in features:
         if frame[column].dtype.kind not in "biuf":
             raise WorkloadError(
