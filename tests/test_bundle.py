@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tenfold.bundle import Bundle, BundleError, CpuClassWarning, file_hash
+from tenfold.bundle import GOLDEN_EXAMPLES, Bundle, BundleError, CpuClassWarning, file_hash, golden_inputs
 from tenfold.errors import TenfoldError
 from tenfold.pipeline import Result
 from tenfold.testing import blobs
@@ -41,6 +41,27 @@ def test_a_changed_byte_is_noticed(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(data)
     with pytest.raises(BundleError, match="damaged"):
         Bundle.load(bundle)
+
+
+def test_golden_inputs_are_such_as_the_model_was_made_for() -> None:
+    """Categories stay whole and within what was seen of each, and what is above zero stays so."""
+    rng = np.random.default_rng(0)
+    table = np.stack([rng.integers(0, 3, 200), rng.integers(0, 5000, 200), rng.lognormal(0, 3, 200), rng.normal(0, 1, 200)], axis=1)
+    tokens, flags = rng.integers(0, [3, 5000], (200, 2)), rng.random((200, 4)) < [0.0, 1.0, 0.5, 0.5]
+    made, whole, made_flags = golden_inputs([table.astype(np.float32), tokens, flags])
+    assert made.shape == (GOLDEN_EXAMPLES, 4)
+    assert made.dtype == np.float32
+    assert (made[:, :2] == np.rint(made[:, :2])).all()
+    assert (made[:, 3] != np.rint(made[:, 3])).any()
+    assert (made[:, 0] <= 2).all()
+    assert made[:, 1].max() > 2
+    assert np.isfinite(np.log(made[:, 2])).all()
+    assert whole.dtype == tokens.dtype
+    assert (whole[:, 0] <= 2).all()
+    assert whole[:, 1].max() > 2
+    assert made_flags.dtype == bool
+    assert not made_flags[:, 0].any()
+    assert made_flags[:, 1].all()
 
 
 def test_golden_outputs_that_do_not_hold_are_refused(bundle: Path) -> None:

@@ -214,7 +214,10 @@ def test_sides_take_turns_on_the_same_inputs_in_rotating_order():
     numbers = np.arange(10.0)[:, None]
     calls = BLOCK + 2
     interleave({name: recorder(name) for name in "ab"}, [numbers, numbers.copy()], batch=3, rounds=2, calls=calls)
-    feeds = [[float((3 * c + i) % 10) for i in range(3)] for c in range(calls)]  # starting over at the end
+    order = log[0][1] + log[1][1] + log[2][1]  # three batches of three, of ten rows
+    order += sorted(set(range(10)) - set(order))
+    assert sorted(order) == list(range(10)) != order, "every row before one comes again, and not as they are stored"
+    feeds = [[order[(3 * c + i) % 10] for i in range(3)] for c in range(calls)]  # starting over at the end
     blocks = [feeds[:1] + feeds[:BLOCK], feeds[BLOCK : BLOCK + 1] + feeds[BLOCK:]]  # one uncounted, then the block
     warm = [(name, feed) for name in "ab" for feed in feeds[:3]]
     turns = [("a", "b"), ("b", "a")]  # by round

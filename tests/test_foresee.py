@@ -162,3 +162,42 @@ def test_more_is_handed_on_where_less_is_known() -> None:
     few, many = (foresee.best([baseline, small], 0.02, tested=tested) for tested in (1_000, 100_000))
     assert few[0].hand_on > many[0].hand_on
     assert few[0].cost > many[0].cost
+
+
+def drawn(rng: np.random.Generator, n: int) -> list[Part]:
+    """A baseline and five others of many costs, on examples of unequal difficulty, and how sure they are says something of where they err."""
+    hard = rng.random(n) ** 2
+    parts = [dataclasses.replace(part("base", rng.random(n) > 0.25 * hard, rng.random(n), 1.0), recipe=Recipe(workload="w"))]
+    for i, (error, cost) in enumerate([(0.75, 0.05), (0.65, 0.08), (0.55, 0.12), (0.45, 0.2), (0.38, 0.3)]):
+        parts.append(part(str(i), rng.random(n) > error * hard, np.clip(1.0 - 0.8 * hard - 0.2 * rng.random(n), 0.01, 1.0), cost))
+    return parts
+
+
+def elsewhere(found: foresee.Foreseen, parts: list[Part]) -> float:
+    """The quality difference of a cascade on other examples."""
+    by_recipe = {p.recipe.id: p for p in parts}
+    chain = [by_recipe[p.recipe.id] for p in found.parts]
+    scores, rows = chain[0].scores.copy(), np.arange(len(chain[0].scores))
+    for before, after, share in zip(chain, chain[1:], found.hand_on, strict=False):
+        rows = rows[np.argsort(before.sureness[rows], kind="stable")[: round(share * len(scores))]]
+        scores[rows] = after.scores[rows]
+    return float((scores - parts[0].scores).mean())
+
+
+def test_what_luck_there_is_in_choosing_is_taken_off(monkeypatch) -> None:
+    """Of cascades that should lie above what is certified half the time, by no standard error, hardly any do where luck is not looked for."""
+    rng, tested, margin = np.random.default_rng(5), 5_000, 0.015
+    monkeypatch.setattr(foresee, "SAFETY", (0.0,))
+    many = drawn(rng, 100_000)
+    above: dict[int, list[bool]] = {0: [], foresee.SPLITS: []}
+    for _ in range(16):
+        parts = drawn(rng, 3_000)
+        for splits, kept in above.items():
+            monkeypatch.setattr(foresee, "SPLITS", splits)
+            for found in foresee.best(parts, margin, tested=tested):
+                kept.append(elsewhere(found, many) >= foresee.ONE_SIDED * found.deviation / np.sqrt(tested) - margin)
+    blind, seeing = above.values()
+    assert len(blind) == 16
+    assert len(seeing) >= 10
+    assert np.mean(blind) < 0.3
+    assert np.mean(seeing) > 0.5

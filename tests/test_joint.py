@@ -172,3 +172,14 @@ def test_any_seed_will_do_and_both_kinds_of_rounds_are_compared_by_as_many_trial
     assert joint._controls() == {
         name: {"trials": trials, "compared": ROUND, "seconds": 0.0, "hypervolume": 1.0} for name, trials in (("learned", 2 * ROUND), ("random", ROUND))
     }
+
+
+def test_what_the_budget_ended_before_is_no_trial(monkeypatch) -> None:
+    """A round that was cut tells the samplers nothing, and counts for nothing in what they are compared by."""
+    stubs = {"fits": Stub("fits", {"width": [1, 2]})}
+    monkeypatch.setattr("tenfold.lever.discover", lambda: stubs)
+    search = StubSearch()
+    search.joint_round = lambda turn, entries: ([], True)
+    joint = JointSearch(search=search, levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: []})
+    assert not joint._explore(0)
+    assert all(t.point["model"] == 0 for t in joint.trials), "the baseline alone is known without a measurement"

@@ -42,6 +42,11 @@ CHOICES = ("ladder", "candidates", "sequence", "certified")
 SPLITS = {"train": blobs(240), "valid": blobs(150, seed=1), "test": blobs(150, seed=2)}
 LEVERS = ("precision", "quantize", "runtime")
 """Those that train nothing: a run of them ends soon, and is the fixture `finished`."""
+def entries_of(folder: Path) -> list[dict]:
+    return [json.loads(line.partition(" ")[2]) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+SHARED = small_net()
 TASK = "from tenfold.testing import small_workload\n\nworkload = small_workload()\n"
 
 
@@ -289,6 +294,39 @@ def test_a_worse_p99_is_refused_where_latency_counts() -> None:
     assert verdict("latency", 1.1).decision == verdict("serve", 0.9).decision == Decision.TAKE
 
 
+def test_what_a_training_of_given_weights_would_take_is_measured(tmp_path: Path) -> None:
+    """By it trainings of students are planned; it is no cost of the baseline."""
+    from safetensors.torch import save_file
+
+    save_file(small_net().state_dict(), tmp_path / "weights.safetensors")
+    given = dataclasses.replace(small_workload(), pretrained=tmp_path / "weights.safetensors", margin=0.3)
+    result = run(given, out=tmp_path / "run", budget=300, levers=["runtime"], view="quiet")
+    (base,) = [e["value"] for e in entries_of(result.folder) if e["key"] == "baseline"]
+    assert base["training_seconds"] == result.document["spent"]["baseline_seconds"] == 0.0
+    assert 0.01 < base["would_train_seconds"] < 60.0
+
+
+def test_a_run_whose_cache_is_gone_and_whose_budget_is_over_still_ends(finished: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured is made again, however long it takes: the search is over, not its certification."""
+    cut = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    lines = (cut / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    keys = [e["key"] for e in entries_of(cut)]
+    (cut / "ledger.jsonl").write_bytes(b"".join(lines[: keys.index("sequence") + 1]))
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(search.Budget, "left", property(lambda self: -1.0))
+    again = run(small_workload(), out=cut, budget=300, levers=LEVERS, resume=True, view="quiet")
+    assert again.document["certified"]["recipe"] == finished.document["certified"]["recipe"]
+
+
+def test_structures_that_the_budget_does_not_allow_to_size_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "SIZED_TOGETHER", 2)
+    monkeypatch.setattr(search, "SIZING_MOST", 0.0)
+    result = run(small_workload(), out=tmp_path / "run", budget=300, levers=["prune"], view="quiet")
+    sizes = [e["value"]["ratio"] for e in entries_of(result.folder) if e["key"].startswith("cost:size:")]
+    assert sum(isinstance(r, float) for r in sizes) == 2, "those that are timed together, once"
+    assert sizes.count("the budget did not allow to measure it") == len(sizes) - 2 > 0
+
+
 def test_pretrained_weights_skip_the_training(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -470,6 +508,9 @@ def test_what_cannot_be_built_alone_does_not_end_the_last_timing(tmp_path: Path,
         ({"slices": lambda _: 1 / 0}, "slices= raised ZeroDivisionError"),
         ({"metric": lambda outputs, targets: outputs @ targets}, "metric"),
         ({"augment": lambda _batch, _generator: 1 / 0}, "training raised ZeroDivisionError"),
+        ({"model": lambda: SHARED}, "gives the same object each time"),
+        ({"model": lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, "give the lazy layer its sizes"),
+        ({"model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0)), "loss": "binary_cross_entropy"}, "1 outputs, the data 3 classes"),
     ],
 )
 def test_what_the_users_own_code_does_wrong_is_one_sentence(tmp_path: Path, change: dict, said: str) -> None:

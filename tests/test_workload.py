@@ -21,7 +21,7 @@ from torch import nn
 from tenfold.data.split import Split
 from tenfold.errors import WorkloadError
 from tenfold.train.config import TrainConfig
-from tenfold.workload import Workload, find, identity, load
+from tenfold.workload import Workload, find, identity, load, weights_identity
 
 RNG = np.random.default_rng(0)
 
@@ -454,3 +454,18 @@ def test_the_built_in_baseline_is_the_one_that_the_record_chose():
     reached = [row for row in record["sizes"] if row.get("held_out", 0.0) >= fashion_mnist.BAR]
     assert [row["width"] for row in reached] == [fashion_mnist.WIDTH]
     assert reached[0]["test"] >= 0.935
+
+
+def test_class_scores_may_be_said_where_loss_and_metric_do_not_say_it() -> None:
+    own = {"loss": lambda o, t: (o - t).mean(), "metric": lambda o, t: o[:, 0]}
+    assert not workload(**own).classifies
+    assert workload(class_scores=True, **own).classifies
+    assert not workload(class_scores=False).classifies
+
+
+def test_weights_of_any_dtype_have_an_identity() -> None:
+    half = nn.Linear(3, 2).to(torch.bfloat16)
+    before = weights_identity(half)
+    with torch.no_grad():
+        half.bias[0] += 1
+    assert weights_identity(half) != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ class Builder:
         """A model of the workload behind its pre-processing; of several things that it returns, the one that is served."""
         if self.workload.output is not None:
             model = Selected(model, self.workload.output)
-        preprocess = self.workload.preprocess
+        preprocess = copy.deepcopy(self.workload.preprocess)  # each model's own: it goes where its model goes, and learns with it
         if preprocess is None and self.examples.valid.inputs[0].dtype == np.uint8:
             preprocess = ScaleBytes()
         return Served(model, preprocess)
@@ -109,8 +110,10 @@ class Builder:
             raise WorkloadError(
                 f"the model gives shape {tuple(output.shape)} for {len(split)} examples: the first dimension must be the batch"
             )
+        if self.workload.model() is self.workload.model():
+            raise WorkloadError("model= gives the same object each time, which one training would change for all others: let it build a new one")
         if self.workload.classifies and self.examples.classes is not None:
-            width = output.reshape(len(split), -1).shape[1] if output.ndim == 2 else output.shape[1]
+            width = output.shape[1] if output.ndim > 1 else 1
             if width < self.examples.classes:
                 raise WorkloadError(
                     f"the model has {width} outputs, the data {self.examples.classes} classes: give it one output a class"
@@ -137,10 +140,10 @@ class Builder:
             "workload": self.workload_id,
             "training": dataclasses.asdict(plan.training),
             "seed": plan.seed,
-            "environment": self._environment(),
+            "environment": self.environment(),
         }
 
-    def _environment(self) -> list[str | int | None]:
+    def environment(self) -> list[str | int | None]:
         """What trained weights depend on beside what they learn."""
         return [device.cpu_class(), self.threads, self._versions["torch"], __version__, *(["cuda"] if pick_device().type == "cuda" else [])]
 
@@ -194,7 +197,7 @@ class Builder:
         """Identity of the plan's weights; it can be known without training."""
         key = self.training_key(plan)
         for done in plan.model_passes:
-            made_by = {"seed": plan.seed, "environment": [*self._environment(), self._versions.get("torch-pruning")]}
+            made_by = {"seed": plan.seed, "environment": [*self.environment(), self._versions.get("torch-pruning")]}
             key = {"step": "model pass", "pass": done.key, "from": key, **made_by, **self.learning}
         return key
 

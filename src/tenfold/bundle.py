@@ -182,16 +182,27 @@ def file_hash(path: Path) -> str:
 
 
 def golden_inputs(example: Sequence[Array], seed: int = 0) -> list[Array]:
-    """Synthetic inputs with the range, mean and spread of real ones, holding none of them."""
+    """Synthetic inputs whose every element has the range, mean and spread that it has in real ones, holding none of them.
+
+    What is whole in all of them, such as a category, stays whole; and nothing leaves the range that was seen, which an embedding or a
+    logarithm could not take.
+    """
     rng = np.random.default_rng(seed)
-    out = []
-    for real in example:
-        shape = (GOLDEN_EXAMPLES, *real.shape[1:])
-        if real.dtype.kind in "iub":
-            out.append(rng.integers(int(real.min()), int(real.max()) + 1, size=shape).astype(real.dtype))
-        else:
-            out.append((real.mean() + real.std() * rng.standard_normal(shape)).astype(real.dtype))
-    return out
+    return [_like(real, rng) for real in example]
+
+
+def _like(real: Array, rng: np.random.Generator) -> Array:
+    shape, low, high = (GOLDEN_EXAMPLES, *real.shape[1:]), real.min(0), real.max(0)
+    if real.dtype.kind == "b":
+        flags: Array = rng.random(shape) < real.mean(0)
+        return flags
+    if real.dtype.kind in "iu":
+        whole: Array = rng.integers(low, high, size=shape, dtype=real.dtype, endpoint=True)
+        return whole
+    counted = (real == np.rint(real)).all(0)
+    drawn = np.clip(real.mean(0) + real.std(0) * rng.standard_normal(shape), low, high)
+    floats: Array = np.where(counted, np.rint(drawn), drawn).astype(real.dtype)
+    return floats
 
 
 def write_bundle(folder: Path, graph: Path, example: Sequence[Array], facts: Mapping[str, Any]) -> Bundle:

@@ -50,6 +50,8 @@ class Candidate(Entrant):
     """Measured on the whole of valid."""
     training_seconds: float = 0.0
     """What its last training took; the baseline's does not count."""
+    answering_seconds: float = 0.0
+    """What its teacher took to answer on an epoch, beforehand."""
 
     @property
     def standing(self) -> Standing | None:

@@ -14,6 +14,10 @@ class WorkloadError(TenfoldError):
     """The task, its model or its data cannot be worked with as given."""
 
 
+class DivergedError(WorkloadError):
+    """The loss of a training is NaN or infinite."""
+
+
 class ExportError(TenfoldError):
     """The model cannot be written as ONNX."""
 

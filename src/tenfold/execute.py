@@ -160,8 +160,15 @@ class Evaluator:
         self.timing_seconds += time.perf_counter() - started
         return {name: dataclasses.replace(s, batch=trainings[name].batch_size) for name, s in samples.items()}, failed
 
+    def training_seconds(self) -> float:
+        """What training the baseline would take, by a few of its steps on the examples that a student would learn from."""
+        config, examples = self.builder.workload.training, self.builder.examples
+        samples, _ = self.training_costs({"baseline": config})
+        steps = config.epochs * len(examples.to_learn_from) / config.batch_size
+        return float(np.median(samples["baseline"].wall)) / 1e9 * steps
+
     def _step(self, config: TrainConfig) -> Callable[[], object]:
-        """One optimizer step on the first examples of train, computed as the training loop does."""
+        """One optimizer step on the first examples of train (of valid where there is none), computed as the training loop does."""
         where = pick_device()
         model = self.builder.fresh().to(where).train()
         if config.channels_last:
@@ -169,7 +176,8 @@ class Evaluator:
         optimizer = make_optimizer(model, config)
         loss_of = self.builder.workload.loss_function()
         rows = slice(0, config.batch_size // config.accumulate)
-        inputs, target = batch_of(self.builder.examples.split("train"), rows, where, channels_last=config.channels_last)
+        examples = self.builder.examples.train or self.builder.examples.valid
+        inputs, target = batch_of(examples, rows, where, channels_last=config.channels_last)
         assert target is not None
 
         def step() -> None:

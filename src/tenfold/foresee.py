@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ SAFETY = (1.28, 0.84, 0.4, 0.0, -0.4)
 cases): each has its cheapest cascade, so that a sequence from safe to cheap can be had."""
 ONE_SIDED = 1.645
 """Standard errors from a mean to its one-sided 95 % bound."""
+SPLITS = 3
+"""Of valid into halves, by which it is found how much quality is overstated."""
 MOST_PARTS = 10
 OVERHEAD = 0.005
 """Cost of a decision, over the baseline's prediction, until it is known better."""
@@ -64,33 +67,70 @@ def best(
         score: outputs (n, classes) on valid to scores (n,); None: answers are not blended.
         overhead: cost of a decision, over the baseline's prediction.
     """
-    baseline = parts[0]
-    useful = _useful(parts)
-    out: list[Foreseen] = []
-    foreseen = [(f, _safety(f.quality, f.deviation, margin, len(baseline.scores), tested)) for f in _all(useful, baseline, score, overhead)]
-    single = [(p.cost, _safety(float(d.mean()), float(d.std()), margin, len(d), tested)) for p in useful for d in [p.scores - baseline.scores]]
+    baseline, useful = parts[0], _useful(parts)
+    n = len(baseline.scores)
+    samples = [np.arange(n), *_halves(n)]
+    places: list[tuple[tuple[Part, ...], float, tuple[float, ...]]] = []
+    tables: list[list[Array]] = [[] for _ in samples]
+    for chain, blend, steps in _chains(useful, score):
+        for table, rows in zip(tables, samples, strict=True):
+            hand_on, options = _options(chain, [(sureness[rows], (scores - baseline.scores)[rows]) for sureness, scores in steps], overhead)
+            table.append(options)
+            places += [(chain, blend, shares) for shares in hand_on] if table is tables[0] else []
+    whole, *halves = (np.concatenate([np.empty((0, 3)), *table]) for table in tables)
+    safety = _safety(whole[:, 0] - _overstated(halves, margin, n // 2, tested), whole[:, 1], margin, n, tested)
+    differences = [p.scores - baseline.scores for p in useful]
+    single = [float(_safety(d.mean(), d.std(), margin, n, tested)) for d in differences]
+    chosen: list[int] = []
     for wanted in SAFETY:
-        alone = min((cost for cost, safety in single if safety >= wanted), default=float("inf"))
-        able = [f for f, safety in foreseen if safety >= wanted]
-        if not able:
-            continue
-        cheapest = min(able, key=lambda f: f.cost)
-        if cheapest.cost * LEAST_GAIN < alone and cheapest not in out:
-            out.append(cheapest)
-    return out
+        alone = min((p.cost for p, safe in zip(useful, single, strict=True) if safe >= wanted), default=float("inf"))
+        cheapest = _cheapest(whole, safety, wanted)
+        if cheapest is not None and whole[cheapest, 2] * LEAST_GAIN < alone and cheapest not in chosen:
+            chosen.append(cheapest)
+    return [
+        Foreseen(parts=chain, blend=blend, hand_on=hand_on, quality=float(quality), deviation=float(deviation), cost=float(cost))
+        for (chain, blend, hand_on), (quality, deviation, cost) in ((places[i], whole[i]) for i in chosen)
+    ]
 
 
-def _safety(quality: float, deviation: float, margin: float, n: int, tested: int) -> float:
+def _safety(quality: Any, deviation: Any, margin: float, n: int, tested: int) -> Array:
     """Standard errors by which a mean difference on `n` examples lies above what would be certified on `tested` others in half of all cases.
 
     On those the difference is spread around the true one, and that around what was found, by their standard errors; certified is what has
     its one-sided bound above the margin there.
     """
-    above = quality + margin - ONE_SIDED * deviation / np.sqrt(tested)
-    error = deviation * np.sqrt(1 / n + 1 / tested)
-    if error == 0:
-        return float("inf") if above >= 0 else float("-inf")
-    return float(above / error)
+    above = np.asarray(quality + margin - ONE_SIDED * deviation / np.sqrt(tested))
+    error = np.asarray(deviation * np.sqrt(1 / n + 1 / tested))
+    certain = np.where(above >= 0, np.inf, -np.inf)
+    return np.where(error == 0, certain, above / np.where(error == 0, 1.0, error))
+
+
+def _cheapest(options: Array, safety: Array, wanted: float) -> int | None:
+    """The place of the cheapest of the options, (m, 3), that is as safe as is wanted."""
+    able = np.flatnonzero(safety >= wanted)
+    return int(able[np.argmin(options[able, 2])]) if able.size else None
+
+
+def _halves(n: int) -> list[Array]:
+    """Rows of valid in two halves of one size, `SPLITS` times over: a half, the other one, a half of the next split, …"""
+    rng = np.random.default_rng(n)
+    return [half for order in (rng.permutation(n) for _ in range(SPLITS)) for half in (order[: n // 2], order[n // 2 : n // 2 * 2])]
+
+
+def _overstated(halves: Sequence[Array], margin: float, n: int, tested: int) -> float:
+    """By how much the quality of a cascade that is chosen on valid is better there than elsewhere.
+
+    What is the cheapest of very many that look safe is partly lucky. Chosen on a half of valid it shows how lucky on the other half; on all
+    of valid luck is less by the root of two.
+
+    Args:
+        halves: options, (m, 3), by each of `_halves`, each of which has `n` examples.
+    """
+    gaps = []
+    for i, here in enumerate(halves):
+        there, safety = halves[i ^ 1], _safety(here[:, 0], here[:, 1], margin, n, tested)
+        gaps += [here[at, 0] - there[at, 0] for wanted in SAFETY if (at := _cheapest(here, safety, wanted)) is not None]
+    return max(0.0, float(np.mean(gaps))) / np.sqrt(2) if gaps else 0.0
 
 
 def _useful(parts: Sequence[Part]) -> list[Part]:
@@ -108,7 +148,7 @@ def _useful(parts: Sequence[Part]) -> list[Part]:
 
 def least_share(part: Part, baseline: Part, aim: float) -> float:
     """Of the examples, that a part has to hand on to the baseline, those that it is least sure of first, for a quality difference of `aim`."""
-    order = np.argsort(confidence(part.outputs), kind="stable")
+    order = np.argsort(part.sureness, kind="stable")
     lost = np.concatenate([[0.0], np.cumsum((baseline.scores - part.scores)[order])])  # won back by handing on the first k
     reached = (lost - lost[-1]) / len(order) >= aim - 1e-12
     return float(np.argmax(reached) / len(order))
@@ -152,59 +192,69 @@ def overhead_of(measured: Sequence[tuple[Foreseen, float]], overhead: float = OV
     return max(0.0, float(np.median([overhead + (cost - f.cost) / f.decisions for f, cost in measured])))
 
 
-def _all(
-    parts: Sequence[Part], baseline: Part, score: Callable[[Array], Array] | None, overhead: float
-) -> Iterator[Foreseen]:
-    for chain in (*combinations(parts, 2), *combinations(parts, 3)):
-        for blend in BLENDS if score is not None else BLENDS[:1]:
-            yield from _shares(chain, blend, baseline, score, overhead)
+def _chains(
+    parts: Sequence[Part], score: Callable[[Array], Array] | None
+) -> Iterator[tuple[tuple[Part, ...], float, list[tuple[Array, Array]]]]:
+    """Two and three parts, a blend of their answers, and how sure each part is and its scores were everything handed on to it: (n,) each."""
+    for blend in BLENDS if score is not None else BLENDS[:1]:
+        for i, j in combinations(range(len(parts)), 2):
+            pair = (parts[i], parts[j])
+            answered, second = _answer(parts[j], parts[i].outputs, blend, score)
+            steps = [(parts[i].sureness, parts[i].scores), second]
+            yield pair, blend, steps
+            for third in parts[j + 1 :]:
+                yield (*pair, third), blend, [*steps, _answer(third, answered, blend, score)[1]]
 
 
-def _steps(chain: tuple[Part, ...], blend: float, score: Callable[[Array], Array] | None) -> list[tuple[Array, Array]]:
-    """How sure each part of a cascade is, and its scores, on all of valid, were everything handed on to it: (n,) each."""
-    steps, so_far = [], chain[0].outputs
-    for number, part in enumerate(chain):
-        if blend and score is not None and number:
-            so_far = (1 - blend) * part.outputs + blend * so_far
-            steps.append((confidence(so_far), score(so_far)))
-        else:
-            steps.append((confidence(part.outputs), part.scores))
-    return steps
+def _answer(part: Part, before: Array, blend: float, score: Callable[[Array], Array] | None) -> tuple[Array, tuple[Array, Array]]:
+    """What a cascade answers after a part, (n, classes), were everything handed on to it; and how sure it is, and its scores: (n,) each.
+
+    Args:
+        before: what it answered before that part, of which `blend` stays in the answer.
+    """
+    if not blend or score is None:
+        return part.outputs, (part.sureness, part.scores)
+    mixed = (1 - blend) * part.outputs + blend * before
+    return mixed, (confidence(mixed), score(mixed))
 
 
-def _shares(
-    chain: tuple[Part, ...], blend: float, baseline: Part, score: Callable[[Array], Array] | None, overhead: float
-) -> Iterator[Foreseen]:
-    """A cascade of these parts for all shares that may be handed on."""
-    n = len(baseline.scores)
-    steps = [(sureness, _moments(scores - baseline.scores)) for sureness, scores in _steps(chain, blend, score)]
-    (sureness, first), (sureness_2, second), *third = steps
+def _options(chain: tuple[Part, ...], steps: Sequence[tuple[Array, Array]], overhead: float) -> tuple[list[tuple[float, ...]], Array]:
+    """A cascade of these parts for all shares that may be handed on: the shares, and (m, 3) mean difference, its deviation, and cost.
+
+    Args:
+        steps: how sure each part is, and its differences of scores to the baseline's: (n,) each.
+    """
+    (sureness, difference), (sureness_2, difference_2), *third = steps
+    n, first, second = len(sureness), _moments(difference), _moments(difference_2)
     order = np.argsort(sureness, kind="stable")
-
-    def foreseen(hand_on: tuple[float, ...], sums: Array, cost: float) -> Foreseen:
-        mean, square = sums / n
-        deviation = np.sqrt(max(square - mean**2, 0.0))
-        return Foreseen(parts=chain, hand_on=hand_on, blend=blend, quality=float(mean), deviation=float(deviation), cost=float(cost))
-
+    handed_sums, kept_sums = _running(second[order]), _running(first[order])
+    hand_on: list[tuple[float, ...]] = []
+    sums, costs = [np.empty((0, 2))], [np.empty(0)]
     for share in SHARES:
         count = round(share * n)
         if not 0 < count < n:
             continue
-        handed = order[:count]
-        kept = first[order[count:]].sum(0)
-        cost = chain[0].cost + overhead + count / n * chain[1].cost
+        kept, cost = kept_sums[-1] - kept_sums[count], chain[0].cost + overhead + count / n * chain[1].cost
         if not third:
-            yield foreseen((float(share),), kept + second[handed].sum(0), cost)
+            hand_on.append((float(share),))
+            sums.append((kept + handed_sums[count])[None])
+            costs.append(np.array([cost]))
             continue
+        handed = order[:count]
         again = handed[np.argsort(sureness_2[handed], kind="stable")]
-        # sums over the k of `again` that go on, and over the others: by cumulative sums
-        on, stays = (np.concatenate([np.zeros((1, 2)), np.cumsum(values[again], axis=0)]) for values in (third[0][1], second))
-        for further in SHARES:
-            k = round(further * n)
-            if not 0 < k < count:
-                continue
-            dear = cost + overhead * count / n + k / n * chain[2].cost
-            yield foreseen((float(share), float(further)), kept + on[k] + stays[-1] - stays[k], dear)
+        further = [s for s in SHARES if 0 < round(s * n) < count]
+        ks = np.array([round(s * n) for s in further], dtype=int)
+        on, stays = _running(_moments(third[0][1][again])), _running(second[again])  # the k of `again` that go on, and the others
+        hand_on += [(float(share), float(s)) for s in further]
+        sums.append(kept + on[ks] + stays[-1] - stays[ks])
+        costs.append(cost + overhead * count / n + ks / n * chain[2].cost)
+    mean, square = (np.concatenate(sums) / n).T
+    return hand_on, np.stack([mean, np.sqrt(np.maximum(square - mean**2, 0.0)), np.concatenate(costs)], axis=1)
+
+
+def _running(values: Array) -> Array:
+    """(n + 1, 2): sums of the first 0, 1, …, n."""
+    return np.concatenate([np.zeros((1, 2)), np.cumsum(values, axis=0)])
 
 
 def _moments(differences: Array) -> Array:

@@ -102,6 +102,8 @@ class JointSearch:
         self.seconds[sampler] += before - self.search.left(f"joint:after:{turn}")
         self.seen |= {c.recipe.id: c for c in measured}
         for point, entrant in zip(points, entries, strict=True):
+            if stopped and entrant is not None and entrant.recipe.id not in self.seen:
+                continue  # the budget ended before it: nothing is known of it
             values = BASELINE_VALUES if entrant is None else _values(self.seen.get(entrant.recipe.id))
             self.trials.append(Trial(sampler=sampler, point=point, values=values))
         return not stopped

@@ -9,12 +9,13 @@ import enum
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tenfold.data.split import Array
+from tenfold.insights import confidence
 from tenfold.plan import Plan
 from tenfold.recipe import Pull, Recipe
 from tenfold.verdict import Interval, Verdict
@@ -56,6 +57,8 @@ class Tried:
     """Cost ratio against the baseline; None where it could not be built."""
     training_seconds: float = 0.0
     """What its own trainings took, the baseline's apart."""
+    answering_seconds: float = 0.0
+    """What its teacher took to answer on an epoch, beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,11 @@ class Part:
     """(n,) on valid."""
     cost: float
     """Of a prediction, over the baseline's."""
+
+    @cached_property
+    def sureness(self) -> Array:
+        """(n,): the largest class probability, where outputs are class scores."""
+        return confidence(self.outputs)
 
 
 A_DAY = 86_400.0
@@ -109,7 +117,7 @@ class Situation:
     whole_budget: float = 0.0
     """Seconds of which `seconds_left` are left."""
     training_seconds: float
-    """What the baseline's training took; 0 where it was given."""
+    """What the baseline's training took, or would take where its weights were given; 0 where there is nothing to train on."""
     tried: tuple[Tried, ...] = ()
     """This lever's configs so far, in the order of trying."""
     skeleton_ratios: Callable[..., Sequence[float | str]] = _no_ratios
@@ -125,7 +133,7 @@ class Situation:
         """Trainings of the baseline whose mean answer is learned: as many as the budget has room for; 0: the workload's own teacher."""
         if self.workload.teacher is not None:
             return 0
-        if not self.training_seconds:  # it came trained
+        if self.workload.pretrained is not None or self.examples.train is None or not self.training_seconds:  # it came trained
             return 1
         return 1 + int(min(ENSEMBLE_SHARE * self.whole_budget / self.training_seconds, MOST_TEACHERS - 1))
 

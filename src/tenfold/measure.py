@@ -94,7 +94,7 @@ def interleave(
 
     Args:
         runners: what to time, by name.
-        inputs: arrays (n, …) from which calls take consecutive batches, starting over at the end.
+        inputs: arrays (n, …) that calls take batches of, in an order that is random and always the same, starting over at the end.
         batch: predictions a call.
         rounds: how often the same calls are repeated.
         calls: calls a round.
@@ -102,7 +102,7 @@ def interleave(
     if not runners:
         return {}
     n = len(inputs[0])
-    wanted = (np.arange(calls * batch) % n).reshape(calls, batch)
+    wanted = np.resize(np.random.default_rng(n).permutation(n), (calls, batch))  # data may be sorted, by class or by date
 
     def feeds_of(start: int) -> list[list[Array]]:
         return [[np.ascontiguousarray(x[rows]) for x in inputs] for rows in wanted[start : start + BLOCK]]

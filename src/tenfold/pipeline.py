@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import shlex
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ from tenfold.lever import discover
 from tenfold.plan import Plan
 from tenfold.progress import View, clock, make_view
 from tenfold.recipe import Recipe
+from tenfold.runs import check_same, run_folder
 from tenfold.search import BASELINE, FULL_SECONDS, Budget, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
 from tenfold.teaching import check_teacher, compare_teacher
-from tenfold.train.loop import pick_device
 from tenfold.verdict import COST_BAR, Decision
 from tenfold.workload import Workload, code_identity, find, load
 
@@ -109,7 +108,7 @@ def run(
         objective=objective, budget_seconds=min(budget or QUICK_SECONDS, QUICK_SECONDS) if quick else budget,
         trials=trials, quick=quick, levers=tuple(levers) if levers is not None else None, seed=seed,
     )  # fmt: skip
-    folder = _folder(task.name, out, resume=resume)
+    folder = run_folder(task.name, out, resume=resume)
     ledger = Ledger(folder, resume=resume)
     told = make_view(view) if isinstance(view, str) else view
     try:
@@ -136,20 +135,6 @@ def _check_arguments(budget: float | None, trials: int | None, objective: str, l
     for name in levers or ():
         if name not in discover():
             raise TenfoldError(f"there is no lever {name!r}: use {', '.join(discover())}")
-
-
-def _folder(name: str, out: str | Path | None, *, resume: bool) -> Path:
-    if out is not None:
-        if resume and not (Path(out) / "ledger.jsonl").exists():
-            raise TenfoldError(f"there is no run in {out} to resume: leave out --resume to start one")
-        return Path(out)
-    name = re.sub(r"[^\w.-]+", "-", name)
-    taken = {int(n) for p in Path("runs").glob(f"{name}-*") if (n := p.name.removeprefix(f"{name}-")).isdigit()}
-    if resume:
-        if not taken:
-            raise TenfoldError(f"there is no run of {name} under runs/ to resume: leave out --resume to start one")
-        return Path("runs") / f"{name}-{max(taken)}"
-    return Path("runs") / f"{name}-{max(taken, default=0) + 1}"
 
 
 def _command(settings: Settings, workload: Workload, spec: str | None, data: Path | None) -> str:
@@ -194,24 +179,11 @@ def _begin(task: Workload, settings: Settings, folder: Path, ledger: Ledger, vie
         "workload": builder.workload_id, "margin": task.margin, "margin_kind": task.margin_kind,
         "slices": code_identity(task.slices), "slice_margins": dict(task.slice_margins), **builder.learning, **dataclasses.asdict(settings),
     }  # fmt: skip
-    asked = json.loads(json.dumps(asked))
-    known = ledger.remember("settings", lambda: asked)
-    if changed := _changed(known, asked):
-        raise TenfoldError(f"{folder} is a run with another {changed}: resume it as it was started, or choose another --out")
-    here = {"CPU class": device.cpu_class(), "number of cores": device.cores(), "device that trains": pick_device().type, **device.versions()}
-    if changed := _changed(ledger.remember("machine", lambda: here), here):
-        raise TenfoldError(
-            f"{folder} was begun with another {changed}, and costs of the two must not be compared: "
-            "resume it where it was begun, or choose another --out"
-        )
+    check_same(ledger, folder, asked)
     return Context(
         id=run_id, command=command, settings=settings, folder=folder, ledger=ledger, view=view, workload=task,
         examples=examples, builder=builder, evaluator=Evaluator(builder, baseline, settings.objective),
     )  # fmt: skip
-
-
-def _changed(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(k for k in {*known, *asked} if known.get(k) != asked.get(k)))
 
 
 def _carry_out(run: Context, *, show_examples: bool) -> Result:
@@ -230,16 +202,17 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
     search = Search(
         run.evaluator, run.ledger, run.view, run.settings, budget=budget, margin=run.margin,
         reference=EAGER if base["cheaper"] == EAGER else BASELINE,
-        trial_seconds=estimate["trial_seconds"], compose_seconds=estimate["compose_seconds"], training_seconds=base["training_seconds"],
+        trial_seconds=estimate["trial_seconds"], compose_seconds=estimate["compose_seconds"], training_seconds=base.get("would_train_seconds") or base["training_seconds"],
     )  # fmt: skip
     ladder = search.climb()
+    run.builder.seconds_left = lambda: math.inf  # what is left is certified, whatever of the cache has to be made again for it
     sequence = judge(run, ladder)
     winner, last = _cheapest_that_passed(run, ladder, sequence)
     compiled = final.compiled(run, budget.left)
     result = document(run, ladder, sequence, winner, last, compiled, show_examples=show_examples)
+    _write(result, run.folder)
     example = run.examples.valid.take(slice(0, 256)).inputs
     write_bundle(run.folder / "bundle", run.builder.graph(last.plan).path / "model.onnx", example, manifest(run, result, last))
-    _write(result, run.folder)
     run.ledger.remember("end", lambda: {"exit_code": result["exit_code"]})
     return Result(document=result, folder=run.folder)
 
@@ -311,6 +284,7 @@ def _baseline(run: Context) -> dict[str, Any]:
             "cheaper": EAGER if run.evaluator.ratio(samples[EAGER], samples[BASELINE]).value < 1 else "onnxruntime",
             "training": None if given else facts,
             "training_seconds": 0.0 if given else float(trained.meta["seconds"]),
+            "would_train_seconds": run.evaluator.training_seconds() if given and run.examples.can_teach else None,
             "bytes": (graph.path / "model.onnx").stat().st_size,
         }
 

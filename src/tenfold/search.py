@@ -34,6 +34,9 @@ FULL_SECONDS = 1.5
 LATER_TRIALS = 4
 """Configs of compression that the levers which train leave time for, beside a round of composed models: where the budget is small, what is quick
 and sure comes first."""
+SIZED_TOGETHER, SIZING_MOST = 8, 0.3
+"""Untrained structures that are open at once to be timed; and the share of the budget left after which no more of them are."""
+NOT_SIZED = {"ratio": "the budget did not allow to measure it", "seconds": 0.0}
 FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
 """Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
 TOO_SLOW_TO_COMPOSE = "its cost depends on the input, and timing the baseline on thousands of them would take most of the budget: give a larger one"
@@ -127,7 +130,7 @@ class Search:
     def _climb(self, stage: Stage) -> None:
         """Pull the levers of a stage, and go on from what is best."""
         self.budget.later = self._later() if stage is Stage.MODEL else 0.0
-        if stage is Stage.COMPOSE and self.compose_seconds is not None:
+        if stage is Stage.COMPOSE and (self.compose_seconds is not None or self.occasion):
             self.budget.later = self._composing()
             self._compress_parts()
             self.budget.later = 0.0
@@ -234,7 +237,7 @@ class Search:
             objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
             quick=self.settings.quick, began_at=self._came_to(now), seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
             training_seconds=self.training_seconds,
-            tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds) for c in tried),
+            tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds, answering_seconds=c.answering_seconds) for c in tried),
             parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)) and self.compose_seconds is not None,
         )  # fmt: skip
 
@@ -295,7 +298,7 @@ class Search:
         """
         plans = {e.recipe.id: e for e in entries}
         alive, out, stopped = list(plans), {}, False
-        training: dict[str, float] = {}
+        trained: dict[str, tuple[float, float]] = {}
         for rung, (rows, seconds) in enumerate(rungs):
             last = rung == len(rungs) - 1
             quality: dict[str, Interval | None] = {}
@@ -314,7 +317,7 @@ class Search:
                     out[name] = self._candidate(plans[name], stage, Verdict(decision=decision, reason=answer["failed"]), None)
                 else:
                     quality[name] = Interval(**answer["quality"])
-                    training[name] = answer["training_seconds"]
+                    trained[name] = (answer["training_seconds"], answer.get("answering_seconds", 0.0))
             if not quality:
                 break
             costs, failed = self._costs(key, rung, now, {n: plans[n].plan for n in quality}, seconds, stage)
@@ -323,9 +326,10 @@ class Search:
                 out[name] = self._candidate(plans[name], stage, Verdict(decision=Decision.REFUSE, reason=reason), None)
             for name, interval in quality.items():
                 factor, gain, p99 = costs[name]
+                training_seconds, answering_seconds = trained.get(name, (0.0, 0.0))
                 out[name] = replace(
                     self._candidate(plans[name], stage, self._verdict(interval, factor, p99), gain),
-                    whole=rows is None, training_seconds=training.get(name, 0.0),
+                    whole=rows is None, training_seconds=training_seconds, answering_seconds=answering_seconds,
                 )  # fmt: skip
             if last or stopped:
                 break
@@ -353,9 +357,10 @@ class Search:
     def _quality(self, plan: Plan, rows: int | None) -> dict[str, Any]:
         try:
             builder = self.evaluator.builder
-            seconds = float(builder.shaped(plan).meta["seconds"]) if plan.model_passes else 0.0
+            meta = builder.shaped(plan).meta if plan.model_passes else {}
+            trained = {"training_seconds": float(meta.get("seconds", 0.0)), "answering_seconds": float(meta.get("answering_seconds", 0.0))}
             builder.batches(plan)
-            return {"quality": self.evaluator.quality(plan, "valid", rows).to_json(), "training_seconds": seconds}
+            return {"quality": self.evaluator.quality(plan, "valid", rows).to_json(), **trained}
         except BudgetEndedError as error:
             return {"failed": str(error), "ended": True}
         except (TenfoldError, RuntimeError, ValueError) as error:
@@ -416,13 +421,19 @@ class Search:
         """How many times cheaper than the baseline the structures of a lever's configs are, untrained, or why one cannot be built; each is
         measured once, and recorded."""
         keys = [f"cost:size:{digest([lever.name, now.recipe.id, compressed, config])[:16]}" for config in configs]
-        if new := {k: c for k, c in zip(keys, configs, strict=True) if not self.ledger.knows(k)}:
-            for key, found in self._size(lever, now, new, compressed=compressed).items():
-                self.ledger.append(key, found)
+        new = {k: c for k, c in zip(keys, configs, strict=True) if not self.ledger.knows(k)}
+        until = self.budget.left - SIZING_MOST * min(self.budget.left, A_DAY)
+        turns = -(-len(new) // SIZED_TOGETHER)
+        for turn in range(turns):  # every so manieth: where the time ends early, what was measured still spans the range
+            some = dict(list(new.items())[turn::turns])
+            late = turn > 0 and self.budget.left < until
+            found = dict.fromkeys(some, NOT_SIZED) if late else self._size(lever, now, some, compressed=compressed)
+            for key, value in found.items():
+                self.ledger.append(key, value)
         return [self.ledger[k]["ratio"] for k in keys]
 
     def _size(self, lever: Lever, now: Rung, configs: Mapping[str, Config], *, compressed: bool) -> dict[str, Any]:
-        """Time structures together, each in all its forms: for each the best `ratio`, or why it cannot be built, and its share of the `seconds`."""
+        """Time structures together (or weigh them, where size is the objective), each in all its forms: for each the best `ratio`, or why it cannot be built, and its share of the `seconds`."""
         before = self.evaluator.timing_seconds
         forms: dict[str, list[str]] = {}
         plans: dict[str, Plan] = {}
@@ -441,8 +452,12 @@ class Search:
                 else:
                     plans[name] = plan
                     forms[key].append(name)
-        samples = self.evaluator.costs({BASELINE: self.evaluator.baseline, **plans}, split="valid", seconds=SCREEN_SECONDS, skeletons=True)
-        ratios = {n: self.evaluator.ratio(samples[BASELINE], samples[n]).value for n in plans}
+        if self.settings.objective == "size":
+            whole, skeleton = (self.evaluator.builder.graph(self.evaluator.baseline).path / "model.onnx").stat().st_size, self.evaluator.builder.skeleton
+            ratios = {n: whole / skeleton(plan).stat().st_size for n, plan in plans.items()}
+        else:
+            samples = self.evaluator.costs({BASELINE: self.evaluator.baseline, **plans}, split="valid", seconds=SCREEN_SECONDS, skeletons=True)
+            ratios = {n: self.evaluator.ratio(samples[BASELINE], samples[n]).value for n in plans}
         seconds = (self.evaluator.timing_seconds - before) / len(configs)
         return {key: {"ratio": max(ratios[n] for n in names) if names else failed[key], "seconds": seconds} for key, names in forms.items()}
 
@@ -455,7 +470,7 @@ class Search:
                 yield lever.apply(plan, lever.at(situation, {name: choices[0] for name, choices in space.items()}))
 
     def _parts(self, tried: Sequence[Candidate]) -> list[Part]:
-        """The baseline, and what was measured in full on its engine.
+        """The baseline, and what was measured in full on its engine; the baseline alone where its outputs are no rows of class scores.
 
         Args:
             tried: what the lever that is asked has measured so far.
@@ -467,10 +482,13 @@ class Search:
         ]  # fmt: skip
         rows = [(self.root.recipe, evaluator.baseline, 1.0)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]
         valid = builder.examples.valid
-        return [
-            Part(recipe=recipe, outputs=builder.outputs(plan, valid, evaluator.point.batch), scores=evaluator.scores(plan, "valid"), cost=cost)
-            for recipe, plan, cost in rows
-        ]
+        parts: list[Part] = []
+        for recipe, plan, cost in rows:
+            outputs = builder.outputs(plan, valid, evaluator.point.batch)
+            parts.append(Part(recipe=recipe, outputs=outputs, scores=evaluator.scores(plan, "valid"), cost=cost))
+            if outputs.ndim != 2:  # nothing is made of several such models, and the outputs of all may be more than memory holds
+                break
+        return parts
 
 
 def p99_ratio(base: Samples, candidate: Samples) -> float:

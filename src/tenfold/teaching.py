@@ -37,6 +37,8 @@ STORED_BYTES = 1 << 28
 def learning_key(workload: Workload, examples: Examples) -> dict[str, Any]:
     """Identity of what students learn from and are made of, beside the baseline and its data; empty where there is nothing more."""
     key: dict[str, Any] = {}
+    if workload.class_scores is not None:
+        key["class scores"] = workload.class_scores
     if workload.student is not None:
         key["student"] = code_identity(workload.student)
     if workload.teacher is not None:
@@ -52,7 +54,7 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
     Args:
         seeds: one a training of the baseline, each added to the builder's own, whose mean answer it is; none: the workload's own teacher.
     """
-    workload, split = builder.workload, builder.examples.to_learn_from()
+    workload, split = builder.workload, builder.examples.to_learn_from
     augment = mixed(workload.augment) if mixup else workload.augment
     feed = Feed(split, batch_size, seed=builder.seed, augment=augment, views=VIEWS)
     plans = [baseline_of(builder, seed) for seed in seeds]
@@ -72,13 +74,15 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
 
         step = builder.step("train", {**key, "epoch": epoch}, work)
         spent[step.path.name] = step.meta["cpu_seconds"]
+        teacher.epoch_seconds.append(step.meta["seconds"])
         answers: Array = np.load(step.path / "answers.npy", allow_pickle=False)
         return answers
 
     ((first, _),) = feed.parts(0, pick_device())
     one = run(tuple(x[:2] for x in first))
     small = feed.epoch * feed.batch * one[0].numel() * 4 <= STORED_BYTES
-    return Teacher(feed, run, stored if small else None, spent)
+    teacher = Teacher(feed, run, stored if small else None, spent)
+    return teacher
 
 
 def baseline_of(builder: Builder, seed: int = 0) -> Plan:

@@ -218,11 +218,18 @@ def _group_sums(values: NDArray[np.float64], groups: ArrayLike | None) -> tuple[
 def _resampled_means(
     sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int, resamples: int = RESAMPLES
 ) -> NDArray[np.float64]:
+    return _drawn_means(sums.tobytes(), counts.tobytes(), seed, resamples)
+
+
+@lru_cache(maxsize=4)  # a p-value asks for one interval at many levels
+def _drawn_means(sums_bytes: bytes, counts_bytes: bytes, seed: int, resamples: int) -> NDArray[np.float64]:
+    sums, counts = np.frombuffer(sums_bytes), np.frombuffer(counts_bytes)
     rng = np.random.default_rng(seed)
     out = np.empty(resamples)
     for r in range(resamples):
         picked = rng.integers(sums.size, size=sums.size)
         out[r] = sums[picked].sum() / counts[picked].sum()
+    out.flags.writeable = False
     return out
 
 

@@ -66,6 +66,8 @@ class Workload:
     """`accuracy`, `squared_error`, `absolute_error`, or a function of (outputs, targets) to scores (n,)."""
     higher_is_better: bool | None = None
     """None: as the named metric has it; True for a function."""
+    class_scores: bool | None = None
+    """Whether outputs are one logit a class. None: they are with the loss `cross_entropy` or the metric `accuracy`."""
     margin_kind: Literal["absolute", "relative"] = "absolute"
     """`relative`: the margin is a share of the baseline's own quality."""
     pretrained: str | Path | None = None
@@ -121,6 +123,8 @@ class Workload:
     @property
     def classifies(self) -> bool:
         """Outputs are one logit a class."""
+        if self.class_scores is not None:
+            return self.class_scores
         return self.loss == "cross_entropy" or self.metric == "accuracy"
 
     def scores(self, outputs: Array, targets: Array) -> Scores:
@@ -165,6 +169,13 @@ class Workload:
         return module
 
     def loss_function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of (output, target), on the device that trains."""
+        from torch import nn
+
+        from tenfold.train.loop import pick_device
+
+        if isinstance(self.loss, nn.Module):  # it may hold weights of classes
+            return self.loss.to(pick_device())
         return self.loss if callable(self.loss) else _LOSSES[self.loss]()
 
     def absolute_margin(self, baseline: float) -> float:
@@ -197,11 +208,14 @@ class Examples:
         """Whether a student could learn from them."""
         return self.train is not None or self.unlabelled is not None
 
+    @functools.cached_property
     def to_learn_from(self) -> Split:
         """Inputs of train and of what has no labels, for a student that learns what its teacher answers."""
         parts = [s for s in (self.train, self.unlabelled) if s is not None]
         if not parts:
             raise WorkloadError("there is nothing that a student could learn from: give train= or unlabelled=")
+        if len(parts) == 1:
+            return Split(inputs=parts[0].inputs)
         return Split(inputs=tuple(np.concatenate(columns) for columns in zip(*(p.inputs for p in parts), strict=True)))
 
     @property
@@ -403,11 +417,20 @@ def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
 
 
 def weights_identity(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, with their names."""
+    """SHA-256 of a model's parameters and buffers, with their names.
+
+    Raises:
+        WorkloadError: a layer waits for its first input before it has weights.
+    """
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if lazy := next((n for n, p in model.named_parameters() if is_lazy(p)), None):
+        raise WorkloadError(f"{lazy} has no size before the model has seen an input: give the lazy layer its sizes")
     weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return weights.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from tenfold.train.config import TrainConfig
 from tenfold.train.loop import fit
 
 if TYPE_CHECKING:
+    from tenfold.data.split import Array
     from tenfold.plan import Materials
+    from tenfold.workload import Workload
 
 
 def learn_from_teacher(
@@ -27,7 +30,8 @@ def learn_from_teacher(
         teachers: trainings of the baseline whose mean answer is learned; 0: the workload's own teacher.
 
     Returns:
-        What `fit` says of it; and `taught_by`, the CPU-seconds of each step that made the teacher and its answers.
+        What `fit` says of it; `taught_by`, the CPU-seconds of each step that made the teacher and its answers; and `answering_seconds`,
+        what answering on an epoch took beforehand.
 
     Raises:
         WorkloadError: there is nothing to learn from.
@@ -38,27 +42,34 @@ def learn_from_teacher(
     training = dataclasses.replace(training, accumulate=1)
     steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
     teacher.prepare(steps, progress=materials.progress, seconds_left=materials.seconds_left)
-    axis = class_axis(materials)
+    workload, targets = materials.workload, materials.examples.valid.targets
+
+    def loss(outputs: Tensor, answers: Tensor) -> Tensor:
+        return soft_loss(outputs, answers, classes=class_axis(outputs.shape, targets, workload))
+
     facts = fit(
-        model, teacher.feed.split, lambda outputs, answers: soft_loss(outputs, answers, classes=axis), training,
+        model, teacher.feed.split, loss, training,
         seed=materials.seed, teacher=teacher, checkpoint=materials.folder / "student.checkpoint",
         progress=materials.progress, seconds_left=materials.seconds_left,
     )  # fmt: skip
-    return {**facts, "taught_by": teacher.spent}
+    answering = sum(teacher.epoch_seconds) / max(1, len(teacher.epoch_seconds))
+    return {**facts, "taught_by": teacher.spent, "answering_seconds": answering}
 
 
-def class_axis(materials: Materials) -> int | None:
-    """The axis of the outputs that holds one logit a class: after the batch, as losses of PyTorch have it, or the last.
+def class_axis(outputs: Sequence[int], targets: Array | None, workload: Workload) -> int | None:
+    """The axis of the outputs that holds one logit a class: the one without which they have the shape of the targets.
 
-    None for regression, and wherever targets are not one class index for each position.
+    Where two would do it is the one after the batch, as the cross-entropy of PyTorch has it, or, with a loss of one's own, the last. None for
+    regression, and wherever targets are not one class index for each position.
+
+    Args:
+        outputs: their shape, (batch, …).
+        targets: (n, …).
     """
-    workload, split = materials.workload, materials.examples.valid
-    targets = split.targets
     if targets is None or targets.dtype.kind not in "iub" or workload.loss in ("mse", "l1", "binary_cross_entropy"):
         return None
-    if workload.classifies:
-        return 1
-    return -1 if targets.ndim > 1 else 1
+    places = (1, len(outputs) - 1) if workload.classifies else (len(outputs) - 1, 1)
+    return next((i for i in places if i in range(1, len(outputs)) and (*outputs[1:i], *outputs[i + 1 :]) == targets.shape[1:]), None)
 
 
 def soft_loss(outputs: Tensor, answers: Tensor, *, classes: int | None) -> Tensor:
@@ -68,7 +79,7 @@ def soft_loss(outputs: Tensor, answers: Tensor, *, classes: int | None) -> Tenso
         outputs, answers: (batch, …) of the student and the teacher.
         classes: the axis that holds one logit a class; None: there is none.
     """
-    if classes is None or outputs.ndim <= classes or outputs.shape[classes] < 2:  # one logit is no choice between classes
+    if classes is None or outputs.shape[classes] < 2:  # one logit is no choice between classes
         return functional.mse_loss(outputs, answers)
     divergence = functional.kl_div(outputs.log_softmax(classes), answers.log_softmax(classes), reduction="none", log_target=True)
     return divergence.sum(classes).mean()

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from tenfold.data.split import Array, Split
 from tenfold.device import has_bfloat16
-from tenfold.errors import BudgetEndedError, WorkloadError
+from tenfold.errors import BudgetEndedError, DivergedError
 from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import Augment, Feed, batch_of, in_channels_last
 from tenfold.train.teacher import Teacher
 
 CHECKPOINT_SECONDS = 20.0
+SECOND_BETA = 0.999
+"""Of AdamW."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[float, float], None]
@@ -52,7 +54,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups = [g for g in groups if g["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, config.learning_rate, betas=(config.momentum, 0.999))
+    return torch.optim.AdamW(groups, config.learning_rate, betas=(config.momentum, SECOND_BETA))
 
 
 def fit(
@@ -85,7 +87,7 @@ def fit(
         steps, examples, seconds and cpu_seconds (of all sittings), the mean loss of each epoch.
 
     Raises:
-        WorkloadError: the loss is NaN or infinite; names the step, the epoch and the batch.
+        DivergedError: the loss is NaN or infinite; names the step, the epoch and the batch.
         BudgetEndedError: no seconds are left; the checkpoint is written.
     """
     device = device or pick_device()
@@ -97,7 +99,6 @@ def fit(
     feed = teacher.feed if teacher is not None else Feed(split, config.batch_size, seed=seed, augment=augment)
     batch, split = feed.batch, feed.split
     steps = max(1, math.ceil(config.epochs * len(split) / batch))
-    micro = max(1, math.ceil(batch / config.accumulate))
     state = load_checkpoint(checkpoint, model, optimizer) if checkpoint is not None else None
     state = state or {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": [], "running": [0.0, 0]}
     started = saved = time.monotonic()
@@ -123,20 +124,12 @@ def fit(
         if seconds_left is not None and seconds_left() <= 0:
             keep()
             raise BudgetEndedError(f"the budget ended at {step / steps:.0%} of its training")
-        total = 0.0
         optimizer.zero_grad(set_to_none=True)
-        for i, (inputs, given) in enumerate(feed.parts(step, device, micro=micro)):
-            target = given if teacher is None else teacher.answers(step, i * micro, inputs)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
-            assert target is not None
-            loss = loss_of(output.float(), target) * (len(target) / batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+        total = add_gradients(model, feed, step, loss_of, config, device, teacher=teacher)
         if not math.isfinite(total):
             rows = feed.rows(step)
             epoch = step * batch // len(split)
-            raise WorkloadError(
+            raise DivergedError(
                 f"the loss is {total} at step {step} (epoch {epoch}, batch of rows {rows[0]}, {rows[1 % batch]}, …): "
                 "lower the learning rate, or look at those examples"
             )
@@ -161,6 +154,30 @@ def fit(
         "cpu_seconds": cpu_before + time.process_time() - cpu_started,
         "losses": state["losses"],
     }
+
+
+def add_gradients(
+    model: nn.Module, feed: Feed, step: int, loss_of: Loss, config: TrainConfig, device: torch.device,
+    *, teacher: Teacher | None = None, after: Callable[[int], object] | None = None,
+) -> float:
+    """Backward passes of a step, which add up the gradient of the mean loss over its batch; that loss.
+
+    Args:
+        after: called after each micro-batch with its size.
+    """
+    micro = max(1, math.ceil(feed.batch / config.accumulate))
+    total = 0.0
+    for i, (inputs, given) in enumerate(feed.parts(step, device, micro=micro)):
+        target = given if teacher is None else teacher.answers(step, i * micro, inputs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
+        assert target is not None
+        loss = loss_of(output.float(), target) * (len(target) / feed.batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+        if after is not None:
+            after(len(target))
+    return total
 
 
 @torch.inference_mode()

@@ -45,6 +45,8 @@ class Teacher:
         self.run = run
         self.stored = stored
         self.spent = spent if spent is not None else {}
+        self.epoch_seconds: list[float] = []
+        """What it took to answer on each epoch that is stored, whenever that was."""
         self._epoch, self._answers = -1, np.empty(0)
 
     def prepare(

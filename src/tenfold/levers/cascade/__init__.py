@@ -43,7 +43,7 @@ class Cascade:
         if situation.objective in ("size", "train"):
             return Refusal(f"it holds several models, which makes nothing cheaper for the objective {situation.objective}")
         if not situation.workload.classifies:
-            return Refusal("a model that gives no class scores cannot say how sure it is")
+            return Refusal("a model that gives no class scores cannot say how sure it is (where it gives one logit a class: class_scores=True)")
         parts = situation.parts()
         if parts and (parts[0].outputs.ndim != 2):
             return Refusal(f"outputs of shape {parts[0].outputs.shape[1:]} have no single row of class scores")

@@ -19,6 +19,7 @@ from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import is_mixable, learn_from_teacher
+from tenfold.train.teacher import VIEWS
 
 TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, float("inf")))
 """Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
@@ -151,11 +152,15 @@ def _in_full(situation: Situation) -> Sequence[Config]:
     if not best:
         return []
     budget = situation.budget * TRAIN_SHARE
+    answering = max(t.answering_seconds for t in best) / len(best)  # those who are trained share the answers
     weights = [max(t.training_seconds, 1e-6) ** 0.5 for t in best]
     out = []
     for tried, weight in zip(best, weights, strict=True):
-        an_epoch = tried.training_seconds / short
-        epochs = min(MOST_LENGTH * situation.plan.training.epochs, budget * weight / sum(weights) / max(an_epoch, 1e-6))
+        an_epoch, seconds = max(tried.training_seconds / short, 1e-6), budget * weight / sum(weights)
+        epochs = (seconds - answering * max(VIEWS - short, 0.0)) / an_epoch
+        if epochs < VIEWS:  # each of its epochs has to be answered, but for those of the short training
+            epochs = (seconds + answering * short) / (an_epoch + answering)
+        epochs = min(MOST_LENGTH * situation.plan.training.epochs, epochs)
         if epochs >= 2 * short:
             out.append(tried.config | {"epochs": float(round(epochs))})
     return out

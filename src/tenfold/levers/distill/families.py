@@ -44,8 +44,8 @@ def space(situation: Situation) -> list[Spec]:
     specs: list[Spec] = []
     if situation.workload.student is not None:
         specs += [{"family": "own", "share": share} for share in SHARES]
-    if len(inputs) == 1 and inputs[0].ndim == 4:
-        side = min(inputs[0].shape[2:])
+    if len(inputs) == 1 and seen[0].ndim == 4:
+        side = min(seen[0].shape[2:])
         specs += [
             {"family": "image", **dataclasses.asdict(ImageStudent(width=w, depth=d, stem=s, operator=o, smallest=IMAGE_SMALLEST))}  # type: ignore[arg-type]
             for w, d, o, s in product(IMAGE_WIDTHS, IMAGE_DEPTHS, ("dense", "separable"), _stems(side, LIKELY))
@@ -71,7 +71,9 @@ def dimensions(situation: Situation) -> dict[str, Sequence[Any]]:
     found = list(dict.fromkeys(s["family"] for s in specs))
     out: dict[str, Sequence[Any]] = {"family": found}
     if "image" in found:
-        side = min(situation.examples.valid.inputs[0].shape[2:])
+        with torch.random.fork_rng():
+            preprocess = situation.fresh().preprocess
+        side = min(as_seen_by_model(situation.examples.valid.take(slice(0, 2)).inputs, preprocess)[0].shape[2:])
         out |= {"stem": _stems(side, POSSIBLE), "operator": ["dense", "separable"], "width": list(range(8, 97, 8)), "depth": [0, 1, 2, 3]}
         out |= {"growth": [1.5, 2.0, 3.0], "smallest": [2, 4]}
     if "table" in found:

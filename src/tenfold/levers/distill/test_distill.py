@@ -16,6 +16,7 @@ from tenfold.errors import BudgetEndedError, WorkloadError
 from tenfold.execute import plain_session
 from tenfold.export import Served
 from tenfold.lever import Config, Refusal, Stage, discover
+from tenfold.levers import distill
 from tenfold.levers.distill import families
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Plan
@@ -26,7 +27,7 @@ from tenfold.train.config import TrainConfig
 from tenfold.train.distill import class_axis, soft_loss
 from tenfold.train.feed import Feed
 from tenfold.train.loop import predict
-from tenfold.train.teacher import Teacher, mixed
+from tenfold.train.teacher import VIEWS, Teacher, mixed
 from tenfold.workload import Workload, load
 
 STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 4, "growth": 2.0}
@@ -151,6 +152,25 @@ class TestDistill(LeverContract):
         assert len(full) == 1  # all cost ratios lie in the first tier
         assert full[0]["student"] == tried[0].config["student"]
         assert full[0]["epochs"] > short[0]["epochs"]
+
+    @pytest.mark.parametrize("a_view", [0.0, 5.0, 20.0, 90.0], ids=["no time", "little time", "fewer views than there could be", "no time for them"])
+    def test_full_trainings_leave_time_for_what_their_teacher_answers(self, lever, small_builder: Builder, plan: Plan, a_view) -> None:
+        """At two seconds an epoch; some of eight views were answered for the short training."""
+        from tenfold.lever import Tried
+        from tenfold.verdict import Decision, Interval, Verdict
+
+        (short, *_) = lever.propose(self.situation(small_builder, plan, Stage.MODEL))
+        verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=0.0, low=-0.01, high=0.01))
+        tried = Tried(config=short, verdict=verdict, gain=Interval(value=2.2, low=2.1, high=2.3), training_seconds=2.0 * short["epochs"], answering_seconds=a_view)
+        answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, tried=(tried,), seconds_left=100.0))
+        budget = distill.TRAIN_SHARE * 100.0
+        if a_view == 90.0:
+            assert answer == []
+            return
+        (found,) = answer
+        whole = found["epochs"] * 2.0 + a_view * max(min(VIEWS, found["epochs"]) - short["epochs"], 0)
+        most = distill.MOST_LENGTH * plan.training.epochs * 2.0 + a_view * (VIEWS - short["epochs"])
+        assert whole == pytest.approx(min(budget, most), abs=1.0 + a_view / 2), "but for the rounding to whole epochs"
 
     def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Three students far outside the margin: one errs where it is sure, two where they are not, of which the cheaper one errs more."""
@@ -450,28 +470,34 @@ def test_the_loss_is_the_divergence_along_the_classes_and_zero_for_equal_answers
     assert soft_loss(a, b, classes=None).item() == pytest.approx(squares, rel=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 1)])
-def test_one_logit_is_learned_as_a_number(shape) -> None:
-    """Targets may be whole numbers all the same, as those of a loss with weights for two classes are."""
-    a, b = torch.randn(shape), torch.randn(shape)
-    assert soft_loss(a, b, classes=1).item() == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-6)
+OWN = {"loss": lambda o, t: o.mean(), "metric": lambda o, t: t[:, 0]}
 
 
 @pytest.mark.parametrize(
-    ("shape", "changes", "axis"),
-    [((), {}, 1), ((7,), {}, 1), ((), {"loss": "mse", "metric": "squared_error"}, None), ((7,), {"loss": lambda o, t: o.mean(), "metric": lambda o, t: t[:, 0]}, -1)],
-    ids=["classes", "classes of every position", "numbers", "tokens under a loss of one's own"],
+    ("outputs", "targets", "changes", "axis"),
+    [
+        ((6, 3), (), {}, 1),
+        ((6, 3, 7), (7,), {}, 1),
+        ((6, 3, 4, 5), (4, 5), OWN, 1),
+        ((6, 7, 3), (7,), OWN, 2),
+        ((6, 7, 7), (7,), OWN, 2),
+        ((6, 7, 7), (7,), {}, 1),
+        ((6,), (), {}, None),
+        ((6, 1), (1,), {}, None),
+        ((6, 3), (), {"loss": "mse", "metric": "squared_error"}, None),
+    ],
+    ids=["classes", "of every position", "a map, loss of one's own", "tokens, loss of one's own", "as many tokens as classes, loss of one's own",
+         "as many positions as classes", "one logit", "one logit in a column", "numbers"],
 )  # fmt: skip
-def test_the_axis_of_the_classes(shape, changes, axis) -> None:
-    targets = np.arange(60).reshape(-1, 1) % 3 * np.ones((60, *([7] if shape else [1])), dtype=np.int64)
-    split = Split(inputs=(np.zeros((60, 4), np.float32),), targets=targets if shape else targets[:, 0])
-    workload = Workload(model=nn.Identity, margin=0.1, train=split, valid=split, test=split, **changes)
+def test_the_axis_of_the_classes(outputs, targets, changes, axis) -> None:
+    workload = Workload(model=nn.Identity, margin=0.1, **changes)
+    assert class_axis(outputs, np.zeros((60, *targets), np.int64), workload) == axis
 
-    class Given:
-        def __init__(self) -> None:
-            self.workload, self.examples = workload, load(workload)
 
-    assert class_axis(Given()) == axis
+def test_one_logit_in_two_classes_is_learned_as_a_number() -> None:
+    """Targets may be whole numbers all the same, as those of a loss with weights for two classes are."""
+    a, b = torch.randn(6, 1), torch.randn(6, 1)
+    assert soft_loss(a, b, classes=1).item() == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-6)
 
 
 # ---------------------------------------------------------------- families

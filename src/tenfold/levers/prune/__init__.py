@@ -20,11 +20,11 @@ from tenfold.train.distill import learn_from_teacher
 
 KEEPS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of the channels that are tried, by their measured cost."""
-TARGETS = (1.5, 2.5)
-"""Cost ratios against the baseline that are aimed at: each takes the largest share that reaches it."""
-BUDGET_SHARE = 0.25
+TARGETS = (1.5, 2.5, 5.0)
+"""Cost ratios against the baseline that are aimed at: each takes the largest share that reaches it. The last is for the easy inputs of a cascade."""
+BUDGET_SHARE = 0.35
 """Of what is left, for all recoveries."""
-LEAST_LENGTH, MOST_LENGTH = 1 / 12, 1.0
+LEAST_LENGTH, MOST_LENGTH = 1 / 12, 2.0
 """Of a recovery, in trainings of the baseline."""
 RATE_SHARE = 0.5
 """Of the training's peak learning rate: the weights are not new."""
@@ -57,17 +57,18 @@ class Prune:
         if (reason := _hindrance(situation)) is not None:
             return Refusal(reason)
         shortest = _shortest(situation)
-        if situation.sizable() < len(KEEPS) or _affordable(situation, 1) < shortest:
+        if situation.sizable() < len(KEEPS) or _affordable(situation, 1, 1.0) < shortest:
             return Refusal("the budget left is too small for a recovery after pruning")
         ratios = situation.skeleton_ratios([_json(situation, keep, shortest) for keep in KEEPS])
         measured = [(keep, ratio) for keep, ratio in zip(KEEPS, ratios, strict=True) if isinstance(ratio, float)]
-        chosen = {keep for target in TARGETS for keep in [k for k, ratio in measured if ratio >= target][:1]}
+        chosen = dict(pair for target in TARGETS for pair in [(k, ratio) for k, ratio in measured if ratio >= target][:1])
         if not chosen:
             return dearest(ratios, TARGETS[0])
-        epochs = _affordable(situation, len(chosen))
-        if epochs < shortest:
-            return Refusal("the budget left is too small for a recovery after pruning")
-        return [_json(situation, keep, epochs) for keep in sorted(chosen, reverse=True)]
+        for count in range(len(chosen), 0, -1):  # where time is short the dearest come first: they may stand alone
+            epochs = {keep: _affordable(situation, count, ratio) for keep, ratio in list(chosen.items())[:count]}
+            if min(epochs.values()) >= shortest:
+                return [_json(situation, keep, length) for keep, length in epochs.items()]
+        return Refusal("the budget left is too small for a recovery after pruning")
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
         if not situation.examples.can_teach or _hindrance(situation) is not None:
@@ -103,13 +104,13 @@ def _hindrance(situation: Situation) -> str | None:
     return None
 
 
-def _affordable(situation: Situation, count: int) -> float:
-    """Epochs of a recovery, if a pruned model trains about as fast as the baseline does."""
+def _affordable(situation: Situation, count: int, ratio: float) -> float:
+    """Epochs of one of so many recoveries, of a model that is served so many times cheaper: its training gets cheaper by less than that."""
     whole = situation.plan.training.epochs
     if not situation.training_seconds:
         return _shortest(situation)
     seconds = situation.budget * BUDGET_SHARE / count
-    return float(min(round(whole * seconds / situation.training_seconds), whole * MOST_LENGTH))
+    return float(min(round(whole * seconds / situation.training_seconds * ratio**0.5), whole * MOST_LENGTH))
 
 
 def _shape(model: nn.Module, materials: Materials, keep: float) -> nn.Module:

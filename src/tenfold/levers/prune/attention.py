@@ -86,6 +86,8 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def narrow_attention(model: nn.Module, keep: float) -> None:
     """Replace every `nn.MultiheadAttention` of one width in `model`, in place, by one with the share `keep` of its heads."""
     for parent in list(model.modules()):
+        if isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False  # its fast path looks for the weights of a whole nn.MultiheadAttention
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.MultiheadAttention) and child._qkv_same_embed_dim and child.bias_k is None and not child.add_zero_attn:
                 heads = max(1, round(keep * child.num_heads))

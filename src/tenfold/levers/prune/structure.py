@@ -33,7 +33,10 @@ def pruned(model: nn.Module, example: tuple[Tensor, ...], keep: float) -> nn.Mod
     """
     import torch_pruning as tp
 
-    model = copy.deepcopy(model).cpu().eval()
+    try:
+        model = copy.deepcopy(model).cpu().eval()
+    except Exception as error:  # the model may hold what cannot be copied
+        raise WorkloadError(f"the model cannot be copied ({first_line(error)})") from error
     with torch.no_grad():
         wanted = model(*example).shape
     heads = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}

@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import threading
 
 import pytest
 import torch
@@ -31,8 +33,14 @@ class TestPrune(LeverContract):
 
     def test_takes_the_largest_share_that_reaches_each_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
         ratios = [1.1, 1.4, 1.6, "it cannot be built", 2.4, 2.6, 3.0]
-        answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda _: ratios))
+        answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda _: ratios, training_seconds=100.0))
         assert [c["keep"] for c in answer] == [0.6, 0.3]
+        assert answer[0]["epochs"] < answer[1]["epochs"], "what is cheaper trains for longer in the same time"
+        ratios[-1] = 5.5
+        long = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda _: ratios, training_seconds=60.0)
+        assert [c["keep"] for c in lever.propose(long)] == [0.6, 0.3, 0.2]
+        short = dataclasses.replace(long, seconds_left=100.0, training_seconds=160.0)  # 35 s; an epoch takes about 42
+        assert [c["keep"] for c in lever.propose(short)] == [0.6]
         dear = lever.propose(self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [1.2] * len(configs)))
         assert isinstance(dear, Refusal)
         assert "the best comes to 1.20×" in dear.reason
@@ -92,6 +100,18 @@ class TwoInputs(nn.Module):
         return self.head(torch.cat([self.left(x).relu(), self.right(y).relu()], 1))
 
 
+class Padded(nn.Module):
+    """An encoder that is told which tokens are padding, as most of text are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.embed, self.encoder, self.head = nn.Embedding(50, 32), nn.TransformerEncoder(layer, 2), nn.Linear(32, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(tokens), src_key_padding_mask=tokens == 0).mean(1))
+
+
 class FixedWidth(nn.Module):
     """Attention that knows its head width as a number."""
 
@@ -111,9 +131,10 @@ class FixedWidth(nn.Module):
         (Attention(), (torch.randn(2, 5, 32),)),
         (Depthwise(), (torch.randn(2, 3, 8, 8),)),
         (TwoInputs(), (torch.randn(2, 6), torch.randn(2, 3))),
+        (Padded(), (torch.tensor([[3, 4, 5, 0], [7, 8, 0, 0]]),)),
         (nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)), (torch.randn(2, 4),)),
     ],
-    ids=["attention", "depthwise", "two inputs", "perceptron"],
+    ids=["attention", "depthwise", "two inputs", "padding", "perceptron"],
 )
 def test_models_of_many_kinds_get_smaller_and_keep_their_outputs_shape(model, example) -> None:
     model.eval()
@@ -171,3 +192,10 @@ def test_the_channels_with_the_largest_weights_stay() -> None:
 def test_a_model_that_fixes_a_width_is_refused() -> None:
     with pytest.raises(WorkloadError, match="channels cannot be taken out of this model .*: it fixes a width somewhere, or cannot be traced"):
         pruned(FixedWidth(), (torch.randn(2, 5, 32),), 0.5)
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+    net.lock = threading.Lock()
+    with pytest.raises(WorkloadError, match="cannot be copied"):
+        pruned(net, (torch.randn(2, 4),), 0.5)

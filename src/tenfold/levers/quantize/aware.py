@@ -62,7 +62,7 @@ class RoundActivation(nn.Module):
         if self.seen <= OBSERVED_STEPS or high <= low:
             return x
         scale = (high - low) / 255
-        return torch.fake_quantize_per_tensor_affine(x, scale, round(-low / scale), 0, 255)
+        return torch.fake_quantize_per_tensor_affine(x.float(), scale, round(-low / scale), 0, 255).to(x.dtype)
 
 
 def quantization_aware(
