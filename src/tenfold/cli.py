@@ -127,6 +127,29 @@ def compare_command(
     raise typer.Exit(document["exit_code"])
 
 
+@app.command("batch", rich_help_panel=LOOK)
+def batch_command(
+    workload: WorkloadArgument,
+    data: DataOption = None,
+    budget: Annotated[str, typer.Option(help="Time for all of it, about: 90s, 10m, 2h.")] = "10m",
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/<workload>-batch-<number>.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped: --out, or the newest.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while at work.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Which batch size trains soonest and cheapest: from the gradient's noise, the time of a step, and short trainings."""
+    from tenfold.sweep.study import study
+
+    result = study(workload, data=data, budget=seconds(budget), seed=seed, out=out, resume=resume, view="quiet" if quiet else "auto")
+    if as_json:
+        _print_json(result.document)
+    elif not quiet:
+        from tenfold.summary import print_study
+
+        print_study(result.document, result.folder)
+
+
 @app.command("predict", rich_help_panel=USE)
 def predict_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],

@@ -44,6 +44,24 @@ def print_summary(result: dict[str, Any], folder: Path) -> None:
     console.print(f"bundle  {folder / 'bundle'}", soft_wrap=True)
 
 
+def print_study(document: dict[str, Any], folder: Path) -> None:
+    """Which batch, and what goes with it."""
+    from rich.console import Console
+
+    console, found = Console(highlight=False), document["recommended"]
+    base = document["reference"]["batch"]
+    over = {c["batch"]: c["seconds"]["value"] for c in document["curve"]}
+    for what, choice in found.items():
+        rate = f"learning rate {choice['learning_rate']:.3g}" + (f", second beta {choice['second_beta']:.4g}" if "second_beta" in choice else "")
+        console.print(f"for {what:<5} batch {choice['best']:,} ({choice['low']:,} to {choice['high']:,} could be the best), {rate}", style="bold")
+    console.print(
+        f"batch {found['time']['best']:,} is expected at the target {over[base] / over[found['time']['best']]:.2f} times as soon as batch {base:,} "
+        f"(critical batch size {document['critical']['value']:,.0f})"
+    )
+    console.print(f"up to {document['devices']:,} devices are worth having")
+    console.print(f"page  {(folder / 'batch.html').resolve().as_uri()}", soft_wrap=True)
+
+
 def headline(result: dict[str, Any]) -> str:
     """The result in two sentences."""
     certified = result["certified"]

@@ -24,7 +24,7 @@ def render(result: Mapping[str, Any]) -> str:
     """
     if result["schema"] != SCHEMA:
         raise ValueError(f"this report reads results of schema {SCHEMA}, not {result['schema']}: use the Tenfold that wrote it")
-    html = _environment().get_template("report.html.j2").render(view(result))
+    html = environment().get_template("report.html.j2").render(view(result))
     return html.encode("utf-8", "replace").decode()  # a class name may hold half a surrogate pair
 
 
@@ -39,7 +39,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tenfold.report"),
         autoescape=True,  # whatever the template's name: every name, label and reason is text

@@ -1,0 +1,136 @@
+"""What follows from noise, step times and branches: which batch for time, which for cost, and what goes with it. Pure numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tenfold.batch.calibrate import Calibration, Point, calibrate
+from tenfold.batch.predict import StepTime, choose, devices_worth, learning_rate, second_beta, steps_over_least, warm_up
+from tenfold.sweep.branches import Branch
+from tenfold.sweep.reference import MILESTONES
+from tenfold.train.config import TrainConfig
+from tenfold.train.loop import SECOND_BETA
+
+WORTH_WARMING = 1.05
+"""By which a growing batch has to be sooner at the target than the best fixed one."""
+
+
+def conclude(
+    *, base: int, steps: int, training: TrainConfig, sizes: Sequence[int], wall: StepTime, cpu: StepTime,
+    noises: Sequence[Mapping[str, Any]], points: Sequence[Point], branches: Sequence[Branch],
+) -> dict[str, Any]:  # fmt: skip
+    """
+    Args:
+        base: the reference's batch, with which it took `steps`.
+        noises: the noise scale at each of `MILESTONES`; a value of None is infinite.
+    """
+    calibration = calibrate(points) if points else Calibration(factor=1.0, low=0.0, high=math.inf, level=0.9, scatter=math.nan)
+    scales = _filled([n["value"] for n in noises])
+
+    def criticals(factor: float) -> list[float]:
+        return [factor * n for n in scales]
+
+    shares = _stretches()
+    middle = _whole(criticals(calibration.factor), shares, base)
+    low, high = (_whole(criticals(f), shares, base) for f in (calibration.low, min(calibration.high, 1e6)))
+    least = steps / steps_over_least(base, middle)
+    for_time, for_cost = (choose(sizes, t, middle, low, high) for t in (wall, cpu))
+    stretch_least = np.array([s / steps_over_least(base, c) for s, c in zip(shares, criticals(calibration.factor), strict=True)])
+    warming = warm_up(sizes, wall, criticals(calibration.factor), list(stretch_least / stretch_least.sum()))
+    return {
+        "calibration": finite(asdict(calibration)),
+        "points": [asdict(p) for p in points],
+        "critical": {"value": middle, "low": low, "high": high if math.isfinite(calibration.high) else None, "level": calibration.level},
+        "least_steps": least,
+        "curve": [_at(b, middle, low, high, steps, base, wall, cpu) for b in sizes],
+        "measured": _measured(points, wall, base),
+        "recommended": {
+            "time": _with(for_time, training, base, middle, branches), "cost": _with(for_cost, training, base, middle, branches),
+        },
+        "rate_exponent": rate_exponent(branches),
+        "devices": devices_worth(wall, middle),
+        "warm_up": {**asdict(warming), "pays": warming.gain >= WORTH_WARMING},
+    }  # fmt: skip
+
+
+def _filled(values: Sequence[float | None]) -> list[float]:
+    """What is infinite is as the largest that is known; 1e6 where none is."""
+    known = [v for v in values if v]
+    return [v or max(known, default=1e6) for v in values]
+
+
+def _stretches() -> list[float]:
+    """Shares of a training for which each milestone stands: up to half way to the next."""
+    ends = [0.0, *((a + b) / 2 for a, b in pairwise(MILESTONES)), 1.0]
+    return [b - a for a, b in pairwise(ends)]
+
+
+def _whole(criticals: Sequence[float], shares: Sequence[float], base: int) -> float:
+    """The critical batch size of a whole training: the mean of its stretches', weighted by their least steps."""
+    least = np.array([s / steps_over_least(base, c) for s, c in zip(shares, criticals, strict=True)])
+    return float((least * criticals).sum() / least.sum())
+
+
+def _at(
+    batch: int, middle: float, low: float, high: float, steps: int, base: int, wall: StepTime, cpu: StepTime
+) -> dict[str, Any]:
+    """Expected steps, time and cost to the reference's loss, the latter two with their ends by the interval of the critical batch size."""
+    taken = {name: steps * steps_over_least(batch, c) / steps_over_least(base, c) for name, c in (("value", middle), ("low", low), ("high", high))}
+    ends = sorted(taken.values())
+    between = {"value": taken["value"], "low": ends[0], "high": ends[-1]}
+    return {
+        "batch": batch, "steps": between["value"],
+        "seconds": {k: v * wall.at(batch) for k, v in between.items()}, "cpu_seconds": {k: v * cpu.at(batch) for k, v in between.items()},
+    }  # fmt: skip
+
+
+def _measured(points: Sequence[Point], wall: StepTime, base: int) -> list[dict[str, float]]:
+    """Time to the loss asked for, over that of the reference's batch from the same checkpoint: the geometric mean over checkpoints."""
+    own = {p.checkpoint: p.steps * wall.at(base) for p in points if p.batch == base}
+    by_batch: dict[int, list[float]] = {}
+    for p in points:
+        by_batch.setdefault(p.batch, []).append(math.log(p.steps * wall.at(p.batch) / own[p.checkpoint]))
+    return [{"batch": b, "over_base": math.exp(np.mean(logs)), "checkpoints": len(logs)} for b, logs in sorted(by_batch.items())]
+
+
+def _with(choice: Any, training: TrainConfig, base: int, critical: float, branches: Sequence[Branch]) -> dict[str, Any]:
+    """A batch, with the learning rate (and Adam's second beta) that go with it: the rule's, times what branches of about its size were best with."""
+    rate = learning_rate(training.learning_rate, base, choice.best, optimizer=training.optimizer, critical=critical)
+    best = best_multiples(branches)
+    multiple = best[min(best, key=lambda b: abs(math.log(b / choice.best)))] if best else 1.0
+    beta = {"second_beta": second_beta(SECOND_BETA, base, choice.best)} if training.optimizer == "adamw" else {}
+    return {**asdict(choice), "learning_rate": rate * multiple, **beta}
+
+
+def best_multiples(branches: Sequence[Branch]) -> dict[int, float]:
+    """By batch: the multiple of the rule's rate with the least loss, the geometric mean over checkpoints."""
+    logs: dict[int, list[float]] = {}
+    for checkpoint, batch in sorted({(b.checkpoint, b.batch) for b in branches}):
+        group = [b for b in branches if (b.checkpoint, b.batch) == (checkpoint, batch)]
+        shortest = next(b.steps for b in group)  # the first that was tried, with every multiple
+        tried = [b for b in group if b.steps == shortest and math.isfinite(b.loss)]
+        if tried:
+            logs.setdefault(batch, []).append(math.log(min(tried, key=lambda b: b.loss).multiple))
+    return {batch: math.exp(np.mean(values)) for batch, values in logs.items()}
+
+
+def rate_exponent(branches: Sequence[Branch]) -> float | None:
+    """p of the best learning rate ~ batch^p over the branches: 1 is the linear rule, ½ the square root. None: too few sizes."""
+    points = []
+    for batch, multiple in best_multiples(branches).items():
+        rates = [b.learning_rate / b.multiple for b in branches if b.batch == batch]
+        points.append((math.log(batch), math.log(multiple) + float(np.mean(np.log(rates)))))
+    if len({x for x, _ in points}) < 3:
+        return None
+    x, y = np.array(points).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}

@@ -1,0 +1,111 @@
+"""Which batches fit into memory, tried where failing does no harm."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from tenfold.errors import first_line
+
+SHARE = 0.8
+"""Of the memory that is free, that a training step may take: the rest is for whatever else runs."""
+PATIENCE_SECONDS = 60.0
+"""For one step, building the model included."""
+
+OUT_OF_MEMORY = "out of memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What came of one step with a batch."""
+
+    batch: int
+    bytes: int | None
+    """By which memory grew; None: it did not come to its end."""
+    reason: str | None
+    """Why it did not."""
+
+
+def try_step(step: Callable[[int], object], batch: int, device: torch.device) -> Fit:
+    """Run `step(batch)` within `SHARE` of the memory that is free.
+
+    On a CPU in a forked process whose allocations fail beyond that, on one thread; on a GPU in this one, where the allocator
+    refuses and the memory comes back.
+    """
+    return _on_gpu(step, batch, device) if device.type == "cuda" else _forked(step, batch, int(SHARE * free_memory()))
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the kernel says is available, or less where its control group may take less."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):  # "max", or no control group
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free)
+
+
+def _forked(step: Callable[[int], object], batch: int, most: int) -> Fit:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=_limited, args=(step, batch, most, theirs), daemon=True)
+    child.start()
+    theirs.close()
+    said = f"it did not end within {PATIENCE_SECONDS:.0f} s"
+    if ours.poll(PATIENCE_SECONDS):
+        try:
+            said = ours.recv_bytes().decode()
+        except EOFError:  # the allocator, or the kernel, has ended it
+            said = OUT_OF_MEMORY
+    child.kill()
+    child.join()
+    ours.close()
+    return Fit(batch=batch, bytes=int(said), reason=None) if said.isdigit() else Fit(batch=batch, bytes=None, reason=said)
+
+
+def _limited(step: Callable[[int], object], batch: int, most: int, answer: Connection) -> None:
+    torch.set_num_threads(1)  # threads of the parent are not here, and its pool would wait for them
+    taken = _status("VmData")
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + most, resource.RLIM_INFINITY))
+    resident = _status("VmRSS")
+    try:
+        step(batch)
+        said = str(max(0, _status("VmHWM") - resident))
+    except MemoryError:
+        said = OUT_OF_MEMORY
+    except Exception as error:  # the user's model may raise anything
+        said = OUT_OF_MEMORY if "allocate memory" in str(error) else f"{type(error).__name__}: {first_line(error)}"
+    answer.send_bytes(said.encode())
+
+
+def _status(what: str) -> int:
+    """Bytes, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{what}:")).split()[1])
+
+
+def _on_gpu(step: Callable[[int], object], batch: int, device: torch.device) -> Fit:
+    free, whole = torch.cuda.mem_get_info(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved(device) + SHARE * free) / whole), device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        step(batch)
+        return Fit(batch=batch, bytes=torch.cuda.max_memory_allocated(device) - before, reason=None)
+    except torch.cuda.OutOfMemoryError:
+        return Fit(batch=batch, bytes=None, reason=OUT_OF_MEMORY)
+    except Exception as error:  # the user's model may raise anything
+        return Fit(batch=batch, bytes=None, reason=f"{type(error).__name__}: {first_line(error)}")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.empty_cache()

@@ -1,0 +1,106 @@
+"""The paths that full-batch, mini-batch and stochastic descent take from one start, over one plane through weight space.
+
+The plane holds the two directions in which the paths differ most from their start (in the manner of Li et al. 2018, arXiv:1712.09913,
+section 7.2); the loss is that over the same examples everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from tenfold.build import Builder
+from tenfold.train.feed import Feed
+from tenfold.train.loop import pick_device
+
+EXAMPLES = 256
+"""What descent sees: a part of train, so that the whole of it can be a batch."""
+SNAPSHOTS = 24
+"""Of a path."""
+MINI = 16
+GRID = 21
+ROOM = 0.25
+"""Of the paths' extent, around them."""
+
+
+def paths(builder: Builder, *, seconds: float) -> dict[str, Any] | None:
+    """Paths (n, 2) by name, and the loss on a grid of the plane; None where the time is too short for it.
+
+    Plain descent, without momentum, all at one rate and over as many examples: the full batch takes the fewest steps.
+    """
+    device = pick_device()
+    train = builder.examples.split("train")
+    part = train.take(np.random.default_rng(builder.seed).permutation(len(train))[:EXAMPLES])
+    model, loss = builder.fresh().to(device).train(), builder.workload.loss_function()
+    start = parameters_to_vector(model.parameters()).detach().clone()
+    inputs, target = next(Feed(part, len(part), seed=builder.seed).parts(0, device))
+    assert target is not None
+
+    def loss_at(weights: Tensor) -> float:
+        vector_to_parameters(weights, model.parameters())
+        with torch.no_grad():
+            return float(loss(model(*inputs).float(), target))
+
+    began = time.monotonic()
+    rate = _stable_rate(model, inputs, target, loss, start)
+    each = (time.monotonic() - began) / 12
+    epochs = int(min(4 * SNAPSHOTS, (seconds / each - GRID**2) / 6)) // SNAPSHOTS * SNAPSHOTS
+    if epochs < SNAPSHOTS:
+        return None
+    found = {}
+    for name, batch in (("full batch", len(part)), (f"batches of {MINI}", MINI), ("one by one", 1)):
+        vector_to_parameters(start.clone(), model.parameters())
+        with suppress(ValueError):  # a batch of one example cannot be normalised
+            found[name] = _descend(model, Feed(part, batch, seed=builder.seed), loss, rate, epochs)
+    moves = torch.cat([f - start for f in found.values()])
+    _, _, directions = torch.pca_lowrank(moves, q=2, center=False)
+    flat = {name: ((f - start) @ directions).cpu().numpy() for name, f in found.items()}
+    every = np.concatenate(list(flat.values()))
+    low, high = every.min(0), every.max(0)
+    low, high = low - ROOM * (high - low), high + ROOM * (high - low)
+    xs, ys = (np.linspace(low[i], high[i], GRID) for i in range(2))
+    grid = [[loss_at(start + directions @ torch.tensor([x, y], dtype=start.dtype, device=device)) for x in xs] for y in ys]
+    return {
+        "paths": {name: p.round(5).tolist() for name, p in flat.items()}, "x": xs.tolist(), "y": ys.tolist(),
+        "loss": [[v if np.isfinite(v) else None for v in row] for row in grid], "rate": rate, "examples": len(part), "epochs": epochs,
+        "explained": float((moves @ directions).square().sum() / moves.square().sum()),
+    }  # fmt: skip
+
+
+def _stable_rate(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, loss: Any, start: Tensor) -> float:
+    """Half the largest rate, a power of two, with which four steps of full-batch descent lower the loss, each of them."""
+    rate = 4.0
+    while rate > 1e-6:
+        vector_to_parameters(start.clone(), model.parameters())
+        descent, losses = torch.optim.SGD(model.parameters(), rate), []
+        for _ in range(4):
+            descent.zero_grad()
+            now = loss(model(*inputs).float(), target)
+            losses.append(now.item())
+            now.backward()
+            descent.step()
+        if all(a > b for a, b in pairwise(losses)):
+            return rate / 2
+        rate /= 2
+    return rate
+
+
+def _descend(model: nn.Module, feed: Feed, loss: Any, rate: float, epochs: int) -> Tensor:
+    """Weights (snapshots + 1, parameters) along plain descent."""
+    device, out = pick_device(), [parameters_to_vector(model.parameters()).detach().clone()]
+    descent, every = torch.optim.SGD(model.parameters(), rate), epochs * feed.epoch // SNAPSHOTS
+    for step in range(every * SNAPSHOTS):
+        descent.zero_grad()
+        for inputs, target in feed.parts(step, device):
+            loss(model(*inputs).float(), target).backward()
+        descent.step()
+        if (step + 1) % every == 0:
+            out.append(parameters_to_vector(model.parameters()).detach().clone())
+    return torch.stack(out)

@@ -1,0 +1,94 @@
+"""A training whose weights are kept along its way, and what the gradient is like there."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from tenfold.batch import NoiseMeter, NoiseScale
+from tenfold.build import Builder
+from tenfold.store import Step, write_atomic
+from tenfold.train.config import TrainConfig
+from tenfold.train.feed import Feed
+from tenfold.train.loop import add_gradients, fit, pick_device
+
+MILESTONES = (0.05, 0.2, 0.5, 0.8)
+"""Shares of a training, at which its weights are kept."""
+PARTS, MICRO = 8, 32
+"""Micro-batches of a step that measures noise, and the examples in each, where there are as many."""
+WIDE = 1.25
+"""Upper over lower end of a noise scale's interval, below which no more is measured."""
+
+
+def reference(builder: Builder, training: TrainConfig) -> Step:
+    """The training that others are compared with: weights at each of `MILESTONES`, and at its end (`1.safetensors`)."""
+    train, workload = builder.examples.split("train"), builder.workload
+    key = {
+        "step": "reference", "workload": builder.workload_id, "training": dataclasses.asdict(training), "seed": builder.seed,
+        "milestones": MILESTONES, "environment": builder.environment(),
+    }  # fmt: skip
+
+    def work(folder: Path) -> dict[str, Any]:
+        model = builder.fresh()
+
+        def keep(share: float, _loss: float) -> None:
+            for milestone in MILESTONES:
+                if share >= milestone and not (path := folder / weights_at(milestone)).exists():
+                    write_atomic(path, weights_of(model))
+            if builder.note is not None:
+                builder.note("reference training", share)
+
+        facts = fit(
+            model, train, workload.loss_function(), training, seed=builder.seed, augment=workload.augment,
+            checkpoint=folder / "train.checkpoint", progress=keep, seconds_left=builder.seconds_left,
+        )  # fmt: skip
+        write_atomic(folder / weights_at(1), weights_of(model))
+        return facts
+
+    return builder.step("train", key, work)
+
+
+def weights_at(share: float) -> str:
+    return f"{share:g}.safetensors"
+
+
+def weights_of(model: nn.Module) -> bytes:
+    return save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()})
+
+
+def at(builder: Builder, weights: Path) -> nn.Module:
+    """The model with those weights, on the device that trains."""
+    model = builder.fresh()
+    model.load_state_dict(load_file(weights))
+    return model.to(pick_device())
+
+
+def noise_at(builder: Builder, weights: Path, training: TrainConfig, *, seconds: float) -> NoiseScale:
+    """The gradient's noise scale with weights that stay as they are: until its interval is narrow, or the time is over.
+
+    Dropout and batch normalisation are at work as in training, the latter over micro-batches of `MICRO` examples.
+    """
+    model, device = at(builder, weights).train(), pick_device()
+    train = builder.examples.split("train")
+    micro = max(1, min(MICRO, len(train) // PARTS))
+    config = dataclasses.replace(training, batch_size=PARTS * micro, accumulate=PARTS)
+    feed = Feed(train, config.batch_size, seed=builder.seed + 1, augment=builder.workload.augment)
+    meter, loss = NoiseMeter(model), builder.workload.loss_function()
+    torch.manual_seed(builder.seed)
+    began, step = time.monotonic(), 0
+    while step < 2 or time.monotonic() - began < seconds:
+        model.zero_grad(set_to_none=True)
+        add_gradients(model, feed, step, loss, config, device, after=meter.add)
+        meter.step()
+        step += 1
+        if step >= 8 and step.bit_count() == 1:  # at powers of two, so that looking often makes no difference
+            found = meter.noise_scale()
+            if found.high <= WIDE * found.low:
+                break
+    return meter.noise_scale()

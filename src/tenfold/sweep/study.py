@@ -1,0 +1,266 @@
+"""The course of `tenfold batch`: memory, step times, a reference training, noise along it, branches, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tenfold import device
+from tenfold.batch.calibrate import Point
+from tenfold.batch.predict import StepTime, times
+from tenfold.build import Builder
+from tenfold.errors import TenfoldError, WorkloadError
+from tenfold.ledger import Ledger
+from tenfold.measure import Samples
+from tenfold.progress import View, make_view
+from tenfold.runs import check_same, run_folder
+from tenfold.store import Store, cache_dir, write_atomic
+from tenfold.sweep.branches import Branch, Brancher, Milestone
+from tenfold.sweep.conclude import conclude, finite
+from tenfold.sweep.memory import Fit, try_step
+from tenfold.sweep.page import write_page
+from tenfold.sweep.paths import paths
+from tenfold.sweep.reference import MILESTONES, noise_at, reference, weights_at
+from tenfold.sweep.times import candidates, step_times, steppers
+from tenfold.train.config import TrainConfig
+from tenfold.train.feed import batch_of
+from tenfold.train.loop import pick_device
+from tenfold.verdict import LEVEL, Interval, student_quantile
+from tenfold.workload import Workload, find, load
+
+SCHEMA = 1
+SLOWEST_SHARE = 0.02
+"""Of the budget, that one step of the largest batch may take."""
+TIMES_SHARE, REFERENCE_SHARE, NOISE_SHARE, PATHS_SHARE = 0.1, 0.3, 0.1, 0.05
+"""Of the budget; branches get what is left."""
+BRANCH_SHARE = 0.05
+"""Length of the reference's own branches, of its steps."""
+BRANCHED = (1, 2)
+"""Milestones, by their places, that branches leave from."""
+DEAREST = 3.0
+"""Times the least expected time to the target, beyond which a size is not branched."""
+MOST_SIZES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study came to: the document of `batch.json`, and where everything lies."""
+
+    document: dict[str, Any]
+    folder: Path
+
+
+def study(
+    workload: Workload | str,
+    *,
+    data: str | Path | None = None,
+    budget: float = 600.0,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    view: View | str = "auto",
+) -> Study:
+    """Measure which batch size reaches a workload's target soonest, and which cheapest.
+
+    Args:
+        workload: one built in code, a built-in's name, or path/to/file.py[:name]. Its `training` is the reference.
+        budget: seconds, about.
+        out: folder of the study; default runs/<workload>-batch-<number>.
+        resume: go on with the study in `out` (default: the workload's newest).
+
+    Raises:
+        TenfoldError: input, data or disk is wrong; the message is one sentence with the remedy.
+    """
+    if not (math.isfinite(budget) and budget > 0):
+        raise TenfoldError(f"budget is {budget}: it must be above 0 seconds")
+    task = find(workload, None if data is None else Path(data)) if isinstance(workload, str) else workload
+    task = dataclasses.replace(task, name=task.name or "workload")
+    folder = run_folder(f"{task.name}-batch", out, resume=resume)
+    ledger, told = Ledger(folder, resume=resume), make_view(view) if isinstance(view, str) else view
+    try:
+        return _carry_out(task, budget, seed, folder, ledger, told)
+    except TenfoldError:
+        if not ledger.knows("fits"):
+            ledger.discard()
+        raise
+    finally:
+        told.close()
+        ledger.close()
+
+
+def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: Ledger, view: View) -> Study:
+    examples = load(task)
+    for note in (*ledger.notices, *examples.notes):
+        view.say(note)
+    builder = Builder(task, examples, Store(cache_dir() / "steps"), seed=seed, threads=device.cores(), note=view.note)
+    train = examples.split("train")
+    check_same(ledger, folder, {"workload": builder.workload_id, "seed": seed, "budget_seconds": budget})
+    builder.check()
+    check_mean_loss(builder)
+
+    def seconds_left() -> float:
+        ledger.beat()
+        return budget - ledger.elapsed
+
+    fits = [Fit(**f) for f in ledger.remember("fits", lambda: _fits(builder, budget, view))]
+    sizes = [f.batch for f in fits if f.reason is None]
+    if not sizes:
+        raise WorkloadError(f"no batch could be trained with ({fits[0].reason}): give the model or the data another form")
+    base, micro = min(task.training.batch_size, len(train)), sizes[-1]
+    sizes = sorted({*sizes, *([base] if base >= sizes[0] else [])})
+    view.say(f"memory: batches of up to {micro:,} fit ({_why(fits)})")
+
+    times = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
+    wall, cpu = _means(times, "wall"), _means(times, "cpu")
+    training, shortened = _affordable(task.training, wall.at(base), len(train), REFERENCE_SHARE * budget)
+    if shortened is not None:
+        view.say(shortened)
+    trained = reference(builder, training)
+    steps = int(trained.meta["steps"])
+
+    def noise(share: float) -> dict[str, Any]:
+        view.note("noise of the gradient", share)
+        return noise_at(builder, trained.path / weights_at(share), training, seconds=NOISE_SHARE * budget / len(MILESTONES)).to_json()
+
+    noises = [ledger.remember(f"noise:{share:g}", partial(noise, share)) for share in MILESTONES]
+    branched, points, branches = _branches(builder, training, wall, sizes, micro, steps, trained.path, noises, ledger, seconds_left, view)
+    found = conclude(
+        base=base, steps=steps, training=training, sizes=sizes, wall=wall, cpu=cpu, noises=noises, points=points, branches=branches,
+    )  # fmt: skip
+    picture = ledger.remember("paths", lambda: paths(builder, seconds=PATHS_SHARE * budget))
+    result = {
+        "schema": SCHEMA,
+        "id": ledger.remember("id", lambda: uuid.uuid4().hex),
+        "workload": task.name,
+        "seed": seed,
+        "budget_seconds": budget,
+        "environment": device.environment(),
+        "reference": {
+            **{k: getattr(training, k) for k in ("optimizer", "learning_rate", "epochs")}, "batch": base, "steps": steps,
+            "seconds": trained.meta["seconds"], "shortened": shortened, "losses": trained.meta["losses"],
+        },
+        "fits": [dataclasses.asdict(f) for f in fits],
+        "step_milliseconds": {b: {kind: _mean_of(s, kind).to_json() for kind in ("wall", "cpu")} for b, s in times.items()},
+        "noise": [{"share": share, **of_gradient} for share, of_gradient in zip(MILESTONES, noises, strict=True)],
+        "branched": branched,
+        "branches": [finite(dataclasses.asdict(b)) for b in branches],
+        **found,
+        "paths": picture,
+        "spent": ledger.elapsed,
+    }  # fmt: skip
+    write_atomic(folder / "batch.json", json.dumps(result, indent=1, allow_nan=False))
+    write_page(result, folder / "batch.html")
+    return Study(document=result, folder=folder)
+
+
+def check_mean_loss(builder: Builder) -> None:
+    """A loss over a batch twice is the loss over it once, if it is a mean.
+
+    Raises:
+        WorkloadError: it is a sum.
+    """
+    model, loss = builder.fresh().to(pick_device()).eval(), builder.workload.loss_function()
+    inputs, target = batch_of(builder.examples.split("train"), slice(0, 16), pick_device())
+    assert target is not None
+    with torch.inference_mode():
+        output = model(*inputs).float()
+        once, twice = float(loss(output, target)), float(loss(torch.cat([output, output]), torch.cat([target, target])))
+    if abs(twice - 2 * once) < 0.1 * abs(once):
+        raise WorkloadError(
+            f"the loss of a batch taken twice is {twice:.4g}, and {once:.4g} of it once: it is a sum over the batch, so that its gradient grows "
+            "with the batch; give a loss that is a mean"
+        )
+
+
+def _fits(builder: Builder, budget: float, view: View) -> list[dict[str, Any]]:
+    """One step with batches of twice the size each, until one does not fit, takes too long, or is all the data."""
+    found: list[Fit] = []
+    for batch in candidates(1, len(builder.examples.split("train"))):
+        began = time.monotonic()
+        found.append(try_step(lambda size: steppers(builder, builder.workload.training, [size], size)[size](), batch, pick_device()))
+        view.note(f"memory: batch {batch:,}", 0.0)
+        if time.monotonic() - began > SLOWEST_SHARE * budget or (found[-1].reason is not None and any(f.reason is None for f in found)):
+            break
+    return [dataclasses.asdict(f) for f in found]
+
+
+def _why(fits: list[Fit]) -> str:
+    if fits[-1].reason is not None:
+        return f"{fits[-1].batch:,}: {fits[-1].reason}"
+    return "all the data" if len(fits) > 1 and fits[-1].batch & (fits[-1].batch - 1) else "larger ones take too long for this budget"
+
+
+def _times(builder: Builder, sizes: list[int], micro: int, budget: float) -> dict[str, Any]:
+    steps = steppers(builder, builder.workload.training, sizes, micro)
+    return {str(b): s.to_json() for b, s in step_times(steps, seconds=TIMES_SHARE * budget).items()}
+
+
+def _mean_of(samples: Samples, kind: Literal["wall", "cpu"]) -> Interval:
+    """Milliseconds a step, with the interval of Student's t over rounds."""
+    each = samples.by_input(kind)[:, 0] / 1e6
+    half = student_quantile((1 + LEVEL) / 2, len(each) - 1) * float(each.std(ddof=1)) / math.sqrt(len(each))
+    return Interval(value=float(each.mean()), low=float(each.mean()) - half, high=float(each.mean()) + half)
+
+
+def _means(times: dict[int, Samples], kind: Literal["wall", "cpu"]) -> StepTime:
+    """By the median over rounds, which one that was disturbed does not move."""
+    sizes = tuple(sorted(times))
+    return StepTime(sizes=sizes, seconds=tuple(float(np.median(times[b].by_input(kind))) / 1e9 for b in sizes))
+
+
+def _affordable(training: TrainConfig, step: float, examples: int, seconds: float) -> tuple[TrainConfig, str | None]:
+    """The reference's hyperparameters, of fewer epochs where a whole training takes longer than it may."""
+    training = dataclasses.replace(training, max_seconds=None)
+    whole = training.epochs * examples / training.batch_size * step
+    if whole <= seconds:
+        return training, None
+    epochs = training.epochs * seconds / whole
+    return dataclasses.replace(training, epochs=epochs), (
+        f"the reference trains for {epochs:.3g} epochs instead of {training.epochs:g}, which take about {whole:.0f} s: give a larger --budget"
+    )
+
+
+def _branches(
+    builder: Builder, training: TrainConfig, wall: StepTime, sizes: list[int], micro: int, steps: int, weights: Path,
+    noises: list[dict[str, Any]], ledger: Ledger, seconds_left: Callable[[], float], view: View,
+) -> tuple[list[int], list[Point], list[Branch]]:  # fmt: skip
+    """Sizes that were branched, the steps that they took, and all branches."""
+    brancher = Brancher(builder, training, wall, micro=micro, remember=ledger.remember, seconds_left=seconds_left)
+    known = [noises[i]["value"] for i in BRANCHED if noises[i]["value"]]
+    if not known:
+        view.say("branches: the gradient cannot be told from its noise here, so there is nothing to compare: give a larger --budget")
+        return [], [], []
+    some = to_branch(sizes, wall, math.exp(np.log(known).mean()), training.batch_size)
+    points: list[Point] = []
+    branches: list[Branch] = []
+    for place in BRANCHED:
+        if not (noise := noises[place]["value"]):
+            continue
+        milestone = Milestone(index=place, weights=weights / weights_at(MILESTONES[place]), noise=noise, steps=max(8, round(BRANCH_SHARE * steps)))
+        view.say(f"branches from {MILESTONES[place]:.0%} of the reference, with batches of {', '.join(f'{b:,}' for b in some)}")
+        more, ran = brancher.points(milestone, tuple(some))
+        points, branches = points + more, branches + ran
+    return some, points, branches
+
+
+def to_branch(sizes: Sequence[int], time: StepTime, noise: float, base: int) -> list[int]:
+    """Sizes a factor of four apart around the one that is expected to be the best, the cheapest first; and the reference's own.
+
+    Sizes that would take `DEAREST` times as long as the best are left out.
+    """
+    expected = dict(zip(sizes, times(sizes, time, noise), strict=True))
+    best = min(sizes, key=lambda b: expected[b])
+    powers = [b for b in sizes if b == best or abs(round(math.log2(b / best)) % 2) == 0]
+    near = sorted((b for b in powers if expected[b] <= DEAREST * expected[best]), key=lambda b: expected[b])[:MOST_SIZES]
+    return sorted({*near, base})

@@ -1,0 +1,171 @@
+"""`tenfold batch`: memory that is found without harm, a study from end to end, what it refuses, and that it goes on after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tenfold.batch.predict import StepTime
+from tenfold.errors import TenfoldError, WorkloadError
+from tenfold.sweep import memory
+from tenfold.sweep.branches import parts_of
+from tenfold.sweep.study import study, to_branch
+from tenfold.sweep.times import candidates
+from tenfold.testing import small_workload
+from tenfold.workload import Workload
+
+
+def take(count: int) -> torch.Tensor:
+    return torch.ones(count)
+
+
+def test_a_step_that_fits_says_what_it_took() -> None:
+    found = memory.try_step(take, 25_000_000, torch.device("cpu"))
+    assert found.reason is None
+    assert 90e6 <= found.bytes <= 130e6
+
+
+def test_a_step_that_asks_for_more_than_is_free_fails_and_we_live(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 100_000_000)
+    assert memory.try_step(take, 10_000_000, torch.device("cpu")).reason is None, "40 MB of 80"
+    assert memory.try_step(take, 50_000_000, torch.device("cpu")).reason == memory.OUT_OF_MEMORY
+
+
+def test_a_step_that_raises_dies_or_hangs_is_told_apart(monkeypatch) -> None:
+    def raises(_batch: int) -> None:
+        raise ValueError("no such batch")
+
+    monkeypatch.setattr(memory, "PATIENCE_SECONDS", 1.0)
+    cpu = torch.device("cpu")
+    assert memory.try_step(raises, 1, cpu).reason == "ValueError: no such batch"
+    assert memory.try_step(lambda _: os.kill(os.getpid(), signal.SIGKILL), 1, cpu).reason == memory.OUT_OF_MEMORY
+    assert "did not end" in memory.try_step(lambda _: __import__("time").sleep(60), 1, cpu).reason
+
+
+def test_a_training_step_can_be_tried_after_this_process_has_trained() -> None:
+    def step(batch: int) -> None:
+        net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512))
+        net(torch.randn(batch, 64)).square().mean().backward()
+
+    step(4096)  # with all threads: a child that waited for them would hang
+    assert memory.try_step(step, 4096, torch.device("cpu")).reason is None
+
+
+def test_free_memory_is_what_a_machine_may_have() -> None:
+    assert 0 < memory.free_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1, [1]), (2, [1, 2]), (24, [1, 2, 4, 8, 16, 24]), (64, [1, 2, 4, 8, 16, 32, 64])])
+def test_sizes_are_powers_of_two_and_all_the_data(most: int, expected: list[int]) -> None:
+    assert list(candidates(1, most)) == expected
+
+
+@pytest.mark.parametrize(("batch", "micro", "parts"), [(64, 64, 1), (64, 32, 2), (60, 32, 2), (7, 3, 7), (897, 512, 3)])
+def test_a_batch_is_cut_into_equal_parts_that_fit(batch: int, micro: int, parts: int) -> None:
+    assert parts_of(batch, micro) == parts
+    assert batch % parts == 0
+    assert batch // parts <= micro
+
+
+def test_branched_sizes_lie_around_the_best_and_hold_the_references() -> None:
+    sizes = [2**i for i in range(12)]
+    time = StepTime(sizes=tuple(sizes), seconds=tuple(1e-3 + 1e-5 * s for s in sizes))
+    some = to_branch(sizes, time, 100.0, base=32)  # the best is √(100 · 100) = 100
+    assert 32 in some
+    assert 128 in some
+    assert all(b / a >= 2 for a, b in itertools.pairwise(some))
+    assert 1 not in some, "a hundred times the steps"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return study(small_workload(), budget=60.0, out=folder / "out", view="quiet")
+
+
+def test_a_study_recommends_a_batch_and_says_on_what_grounds(found) -> None:
+    document = json.loads((found.folder / "batch.json").read_text())
+    assert document == json.loads(json.dumps(found.document))
+    sizes = [f["batch"] for f in document["fits"] if f["reason"] is None]
+    for choice in document["recommended"].values():
+        assert choice["low"] <= choice["best"] <= choice["high"] or choice["low"] >= choice["best"] >= choice["high"]
+        assert choice["best"] in {*sizes, document["reference"]["batch"]}
+        assert choice["learning_rate"] > 0
+    assert max(sizes) == 240, "all the data is a batch too"
+    times = {int(b): t["wall"]["value"] for b, t in document["step_milliseconds"].items()}
+    assert times[240] > times[1]
+    assert [n["share"] for n in document["noise"]] == [0.05, 0.2, 0.5, 0.8]
+    best = document["recommended"]["time"]["best"]
+    over = {c["batch"]: c["seconds"]["value"] for c in document["curve"]}
+    assert over[best] == min(over.values())
+
+
+def test_the_page_needs_nothing_beside_it(found) -> None:
+    page = (found.folder / "batch.html").read_text()
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert f"A batch of {found.document['recommended']['time']['best']}" in page
+
+
+def test_a_study_that_is_gone_on_with_measures_nothing_anew(found) -> None:
+    before = (found.folder / "ledger.jsonl").read_bytes()
+    again = study(small_workload(), budget=60.0, out=found.folder, resume=True, view="quiet")
+    assert (found.folder / "ledger.jsonl").read_bytes() == before
+    assert again.document["recommended"] == found.document["recommended"]
+    with pytest.raises(TenfoldError, match="another budget_seconds"):
+        study(small_workload(), budget=61.0, out=found.folder, resume=True, view="quiet")
+
+
+def summed(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, target, reduction="sum")
+
+
+def changed(**changes) -> Workload:
+    return dataclasses.replace(small_workload(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("workload", "budget", "message"),
+    [
+        (changed(loss=summed), 60.0, "it is a sum over the batch"),
+        (changed(), 0.0, "budget is 0"),
+        (changed(), math.nan, "budget is nan"),
+        (changed(train=None), 60.0, "train"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_in_a_sentence(tmp_path, workload, budget, message) -> None:
+    with pytest.raises((TenfoldError, WorkloadError), match=message):
+        study(workload, budget=budget, out=tmp_path / "out", view="quiet")
+    assert not (tmp_path / "out").exists()
+
+
+class Normalised(nn.Module):
+    """Batch normalisation of a vector cannot take a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_a_batch_that_cannot_be_normalised_is_marked_and_the_sweep_goes_on(tmp_path) -> None:
+    found = study(changed(model=Normalised), budget=30.0, out=tmp_path / "out", view="quiet").document
+    assert "more than 1 value" in found["fits"][0]["reason"]
+    assert found["fits"][1]["reason"] is None
+    assert "1" not in found["step_milliseconds"]
+
+
+def test_a_rate_at_which_branches_diverge_is_marked_and_the_sweep_goes_on(tmp_path) -> None:
+    training = dataclasses.replace(small_workload().training, optimizer="sgd", learning_rate=0.5, momentum=0.0)
+    found = study(changed(training=training), budget=30.0, out=tmp_path / "out", view="quiet").document
+    assert all(b["loss"] is None or np.isfinite(b["loss"]) for b in found["branches"])
