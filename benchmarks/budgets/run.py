@@ -139,7 +139,7 @@ def picture(rows: Sequence[dict[str, Any]], name: str) -> str:
             lines.append(f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{value}×</text>')
     lines += [f'<text x="{x(value)}" y="{TOP + high + 18}" text-anchor="middle">{value}</text>' for value in sorted(set(minutes))]
     lines.append(f'<text x="{LEFT + wide}" y="{HEIGHT - 6}" text-anchor="end">minutes of search, the baseline being there</text>')
-    highest = {m: max(gain_of(r)["value"] for r in rows if r["minutes"] == m) for m in minutes}
+    ranked = {m: sorted(gain_of(r)["value"] for r in rows if r["minutes"] == m) for m in minutes}
     for i, (cpu, found) in enumerate(groupby(rows, key=lambda r: r["environment"]["cpu_class"])):
         points, colour = [(r["minutes"], gain_of(r)) for r in found], COLOURS[i % len(COLOURS)]
         path = "M" + "L".join(f"{x(value)} {y(gain['value'])}" for value, gain in points)
@@ -148,8 +148,12 @@ def picture(rows: Sequence[dict[str, Any]], name: str) -> str:
         for value, gain in points:
             lines.append(f'<path d="M{x(value)} {y(gain["low"])}V{y(gain["high"])}" stroke="{colour}"/>')
             lines.append(f'<circle cx="{x(value)}" cy="{y(gain["value"])}" r="4" fill="{colour}"/>')
-            beside = y(gain["high"]) - 8 if gain["value"] == highest[value] else y(gain["low"]) + 18
-            lines.append(f'<text x="{x(value)}" y="{beside}" text-anchor="middle" fill="{colour}">{gain["value"]:.2f}×</text>')
+            left, down, anchor = x(value), y(gain["high"]) - 8, "middle"  # above the highest, below the lowest, beside those between
+            if gain["value"] == ranked[value][0] < ranked[value][-1]:
+                down = y(gain["low"]) + 18
+            elif gain["value"] < ranked[value][-1]:
+                left, down, anchor = left - 10, y(gain["value"]) + 4, "end"
+            lines.append(f'<text x="{left}" y="{down}" text-anchor="{anchor}" fill="{colour}">{gain["value"]:.2f}×</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 

@@ -48,14 +48,17 @@ def paths(builder: Builder, *, seconds: float) -> dict[str, Any] | None:
         with torch.no_grad():
             return float(loss(model(*inputs).float(), target))
 
-    began = time.monotonic()
     rate = _stable_rate(model, inputs, target, loss, start)
-    each = (time.monotonic() - began) / 12
-    epochs = int(min(4 * SNAPSHOTS, (seconds / each - GRID**2) / 6)) // SNAPSHOTS * SNAPSHOTS
+    sizes = {"full batch": len(part), f"batches of {MINI}": MINI, "one by one": 1}
+    began = time.monotonic()
+    loss_at(start)
+    grid_seconds = GRID**2 * (time.monotonic() - began)
+    an_epoch = sum(_seconds_of_step(model, Feed(part, batch), loss) * len(part) / batch for batch in sizes.values())
+    epochs = int(min(4 * SNAPSHOTS, (seconds - grid_seconds) / an_epoch)) // SNAPSHOTS * SNAPSHOTS
     if epochs < SNAPSHOTS:
         return None
     found = {}
-    for name, batch in (("full batch", len(part)), (f"batches of {MINI}", MINI), ("one by one", 1)):
+    for name, batch in sizes.items():
         vector_to_parameters(start.clone(), model.parameters())
         with suppress(ValueError):  # a batch of one example cannot be normalised
             found[name] = _descend(model, Feed(part, batch, seed=builder.seed), loss, rate, epochs)
@@ -90,6 +93,15 @@ def _stable_rate(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, l
             return rate / 2
         rate /= 2
     return rate
+
+
+def _seconds_of_step(model: nn.Module, feed: Feed, loss: Any, steps: int = 3) -> float:
+    began = time.monotonic()
+    with suppress(ValueError):  # a batch of one example cannot be normalised
+        for step in range(steps):
+            for inputs, target in feed.parts(step, pick_device()):
+                loss(model(*inputs).float(), target).backward()
+    return (time.monotonic() - began) / steps
 
 
 def _descend(model: nn.Module, feed: Feed, loss: Any, rate: float, epochs: int) -> Tensor:
