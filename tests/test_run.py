@@ -294,6 +294,20 @@ def test_a_worse_p99_is_refused_where_latency_counts() -> None:
     assert verdict("latency", 1.1).decision == verdict("serve", 0.9).decision == Decision.TAKE
 
 
+def frozen() -> nn.Module:
+    return small_net().requires_grad_(False)
+
+
+def test_given_weights_that_are_frozen_are_served_all_the_same(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(small_net().state_dict(), tmp_path / "weights.safetensors")
+    given = dataclasses.replace(small_workload(), model=frozen, pretrained=tmp_path / "weights.safetensors", margin=0.3)
+    result = run(given, out=tmp_path / "run", budget=300, levers=["runtime"], view="quiet")
+    (base,) = [e["value"] for e in entries_of(result.folder) if e["key"] == "baseline"]
+    assert base["would_train_seconds"] == 0.0
+
+
 def test_what_a_training_of_given_weights_would_take_is_measured(tmp_path: Path) -> None:
     """By it trainings of students are planned; it is no cost of the baseline."""
     from safetensors.torch import save_file

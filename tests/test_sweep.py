@@ -9,7 +9,6 @@ import math
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -165,7 +164,22 @@ def test_a_batch_that_cannot_be_normalised_is_marked_and_the_sweep_goes_on(tmp_p
     assert "1" not in found["step_milliseconds"]
 
 
-def test_a_rate_at_which_branches_diverge_is_marked_and_the_sweep_goes_on(tmp_path) -> None:
-    training = dataclasses.replace(small_workload().training, optimizer="sgd", learning_rate=0.5, momentum=0.0)
+def test_a_rate_at_which_branches_diverge_is_marked_and_the_sweep_goes_on(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tenfold.sweep.branches.MULTIPLES", (1.0, 1e30))
+    training = dataclasses.replace(small_workload().training, optimizer="sgd", learning_rate=0.05)
     found = study(changed(training=training), budget=30.0, out=tmp_path / "out", view="quiet").document
-    assert all(b["loss"] is None or np.isfinite(b["loss"]) for b in found["branches"])
+    assert {b["multiple"] for b in found["branches"] if b["loss"] is None} == {1e30}
+    assert found["points"]
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(tmp_path) -> None:
+    training = dataclasses.replace(small_workload().training, batch_size=1024)
+    found = study(changed(training=training), budget=30.0, out=tmp_path / "out", view="quiet").document
+    assert found["reference"]["batch"] == 240
+    assert {p["batch"] for p in found["points"]} >= {240}
+
+
+def test_a_batch_of_its_own_that_cannot_be_trained_with_is_one_sentence(tmp_path) -> None:
+    training = dataclasses.replace(small_workload().training, batch_size=1)
+    with pytest.raises(WorkloadError, match="own batch of 1 cannot be trained with"):
+        study(changed(model=Normalised, training=training), budget=30.0, out=tmp_path / "out", view="quiet")

@@ -110,7 +110,7 @@ class Builder:
             raise WorkloadError(
                 f"the model gives shape {tuple(output.shape)} for {len(split)} examples: the first dimension must be the batch"
             )
-        if self.workload.model() is self.workload.model():
+        if self.workload.built("model") is self.workload.built("model"):
             raise WorkloadError("model= gives the same object each time, which one training would change for all others: let it build a new one")
         if self.workload.classifies and self.examples.classes is not None:
             width = output.shape[1] if output.ndim > 1 else 1
@@ -167,7 +167,7 @@ class Builder:
                     raise
                 except Exception as error:  # the user's model, loss or augmentation may raise anything
                     raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}") from error
-            _save(model, folder / "model.safetensors")
+            save_weights(model, folder / "model.safetensors")
             return facts
 
         return self.step("train", self.training_key(plan), work)
@@ -188,7 +188,7 @@ class Builder:
                 raise
             except Exception as error:  # the user's student, teacher or augmentation may raise anything
                 raise WorkloadError(f"{name} raised {type(error).__name__}: {first_line(error)}") from error
-            _save(model, folder / "model.safetensors")
+            save_weights(model, folder / "model.safetensors")
             return facts
 
         return self.step("train", self.shaped_key(plan), work)
@@ -390,6 +390,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise WorkloadError(f"{path} does not fit the model ({detail}): give the weights of this very model") from error
 
 
-def _save(model: nn.Module, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's parameters and buffers as safetensors."""
     # written by us: a full disk is an OSError then, and not an error of safetensors' own
     write_atomic(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))

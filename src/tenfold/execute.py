@@ -161,9 +161,12 @@ class Evaluator:
         return {name: dataclasses.replace(s, batch=trainings[name].batch_size) for name, s in samples.items()}, failed
 
     def training_seconds(self) -> float:
-        """What training the baseline would take, by a few of its steps on the examples that a student would learn from."""
+        """What training the baseline would take, by a few of its steps on the examples that a student would learn from; 0 where it takes none."""
         config, examples = self.builder.workload.training, self.builder.examples
-        samples, _ = self.training_costs({"baseline": config})
+        try:
+            samples, _ = self.training_costs({"baseline": config})
+        except WorkloadError:  # its weights are frozen, say: it is served all the same
+            return 0.0
         steps = config.epochs * len(examples.to_learn_from) / config.batch_size
         return float(np.median(samples["baseline"].wall)) / 1e9 * steps
 

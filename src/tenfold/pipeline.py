@@ -202,7 +202,8 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
     search = Search(
         run.evaluator, run.ledger, run.view, run.settings, budget=budget, margin=run.margin,
         reference=EAGER if base["cheaper"] == EAGER else BASELINE,
-        trial_seconds=estimate["trial_seconds"], compose_seconds=estimate["compose_seconds"], training_seconds=base.get("would_train_seconds") or base["training_seconds"],
+        trial_seconds=estimate["trial_seconds"], compose_seconds=estimate["compose_seconds"],
+        training_seconds=base.get("would_train_seconds") or base["training_seconds"],
     )  # fmt: skip
     ladder = search.climb()
     run.builder.seconds_left = lambda: math.inf  # what is left is certified, whatever of the cache has to be made again for it

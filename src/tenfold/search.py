@@ -237,7 +237,12 @@ class Search:
             objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
             quick=self.settings.quick, began_at=self._came_to(now), seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
             training_seconds=self.training_seconds,
-            tried=tuple(Tried(config=c.config, verdict=c.verdict, gain=c.gain, training_seconds=c.training_seconds, answering_seconds=c.answering_seconds) for c in tried),
+            tried=tuple(
+                Tried(
+                    config=c.config, verdict=c.verdict, gain=c.gain,
+                    training_seconds=c.training_seconds, answering_seconds=c.answering_seconds,
+                ) for c in tried
+            ),
             parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)) and self.compose_seconds is not None,
         )  # fmt: skip
 
@@ -433,7 +438,8 @@ class Search:
         return [self.ledger[k]["ratio"] for k in keys]
 
     def _size(self, lever: Lever, now: Rung, configs: Mapping[str, Config], *, compressed: bool) -> dict[str, Any]:
-        """Time structures together (or weigh them, where size is the objective), each in all its forms: for each the best `ratio`, or why it cannot be built, and its share of the `seconds`."""
+        """Time structures together (or weigh them, where size is the objective), each in all its forms: for each the best `ratio`, or why it
+        cannot be built, and its share of the `seconds`."""
         before = self.evaluator.timing_seconds
         forms: dict[str, list[str]] = {}
         plans: dict[str, Plan] = {}

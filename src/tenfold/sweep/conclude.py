@@ -16,6 +16,7 @@ from tenfold.sweep.branches import Branch
 from tenfold.sweep.reference import MILESTONES
 from tenfold.train.config import TrainConfig
 from tenfold.train.loop import SECOND_BETA
+from tenfold.verdict import LEVEL
 
 WORTH_WARMING = 1.05
 """By which a growing batch has to be sooner at the target than the best fixed one."""
@@ -30,7 +31,7 @@ def conclude(
         base: the reference's batch, with which it took `steps`.
         noises: the noise scale at each of `MILESTONES`; a value of None is infinite.
     """
-    calibration = calibrate(points) if points else Calibration(factor=1.0, low=0.0, high=math.inf, level=0.9, scatter=math.nan)
+    calibration = calibrate(points) if points else Calibration(factor=1.0, low=0.0, high=math.inf, level=LEVEL, scatter=math.nan)
     scales = _filled([n["value"] for n in noises])
 
     def criticals(factor: float) -> list[float]:

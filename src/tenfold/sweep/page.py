@@ -39,7 +39,6 @@ def _by_time(document: Mapping[str, Any]) -> Chart:
         "line": _line([(x(r["batch"]), y(r["value"])) for r in rows]),
         "band": _line([*((x(r["batch"]), y(r["high"])) for r in rows), *((x(r["batch"]), y(r["low"])) for r in reversed(rows))]),
         "points": [{"x": x(m["batch"]), "y": round(100 - y(m["over_base"]), 2), **m} for m in measured],
-        "best": x(document["recommended"]["time"]["best"]),
         "x_ticks": _sizes(x, [r["batch"] for r in rows]),
         "y_ticks": [{"at": round(100 - t.at, 2), "text": t.text} for t in y.ticks(lambda v, _: f"{v:g}×")],
     }
@@ -81,15 +80,13 @@ def _paths(found: Mapping[str, Any] | None) -> Chart | None:
     shade = Log(min(finite), max(finite)) if min(finite) > 0 and max(finite) > min(finite) else None
     wide, high = 100 / len(found["x"]), 100 / len(found["y"])
     cells = [
-        {"x": round(i * wide, 3), "y": round(100 - (j + 1) * high, 3), "shade": round((100 - (shade(v) if shade else 50)) / 100, 2), "loss": v}
+        {"x": round(i * wide, 3), "y": round(100 - (j + 1) * high, 3), "shade": round((100 - (shade(v) if shade else 50)) / 100, 2)}
         for j, row in enumerate(found["loss"]) for i, v in enumerate(row) if v is not None
     ]  # fmt: skip
     lines = [
-        {"name": name, "line": _line([(x(a), y(b)) for a, b in path]), "x": x(path[-1][0]), "y": round(100 - y(path[-1][1]), 2)}
-        for name, path in found["paths"].items()
+        {"name": name, "line": _line([(x(a), y(b)) for a, b in path])} for name, path in found["paths"].items()
     ]  # fmt: skip
-    return {**found, "cells": cells, "wide": round(wide + 0.05, 3), "high": round(high + 0.05, 3), "lines": lines,
-            "start": (x(0.0), round(100 - y(0.0), 2))}  # fmt: skip
+    return {**found, "cells": cells, "wide": round(wide + 0.05, 3), "high": round(high + 0.05, 3), "lines": lines}
 
 
 def _line(places: Sequence[tuple[float, float]]) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import nn
 
 from tenfold.batch import NoiseMeter, NoiseScale
-from tenfold.build import Builder
-from tenfold.store import Step, write_atomic
+from tenfold.build import Builder, load_weights, save_weights
+from tenfold.store import Step
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import Feed
 from tenfold.train.loop import add_gradients, fit, pick_device
@@ -40,7 +39,7 @@ def reference(builder: Builder, training: TrainConfig) -> Step:
         def keep(share: float, _loss: float) -> None:
             for milestone in MILESTONES:
                 if share >= milestone and not (path := folder / weights_at(milestone)).exists():
-                    write_atomic(path, weights_of(model))
+                    save_weights(model, path)
             if builder.note is not None:
                 builder.note("reference training", share)
 
@@ -48,7 +47,7 @@ def reference(builder: Builder, training: TrainConfig) -> Step:
             model, train, workload.loss_function(), training, seed=builder.seed, augment=workload.augment,
             checkpoint=folder / "train.checkpoint", progress=keep, seconds_left=builder.seconds_left,
         )  # fmt: skip
-        write_atomic(folder / weights_at(1), weights_of(model))
+        save_weights(model, folder / weights_at(1))
         return facts
 
     return builder.step("train", key, work)
@@ -58,14 +57,10 @@ def weights_at(share: float) -> str:
     return f"{share:g}.safetensors"
 
 
-def weights_of(model: nn.Module) -> bytes:
-    return save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()})
-
-
 def at(builder: Builder, weights: Path) -> nn.Module:
     """The model with those weights, on the device that trains."""
     model = builder.fresh()
-    model.load_state_dict(load_file(weights))
+    load_weights(model, weights)
     return model.to(pick_device())
 
 

@@ -25,8 +25,8 @@ from tenfold.ledger import Ledger
 from tenfold.measure import Samples
 from tenfold.progress import View, make_view
 from tenfold.runs import check_same, run_folder
-from tenfold.store import Store, cache_dir, write_atomic
-from tenfold.sweep.branches import Branch, Brancher, Milestone
+from tenfold.store import Store, cache_dir, unwritable, write_atomic
+from tenfold.sweep.branches import Branch, Brancher, Milestone, parts_of
 from tenfold.sweep.conclude import conclude, finite
 from tenfold.sweep.memory import Fit, try_step
 from tenfold.sweep.page import write_page
@@ -118,12 +118,15 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
     if not sizes:
         raise WorkloadError(f"no batch could be trained with ({fits[0].reason}): give the model or the data another form")
     base, micro = min(task.training.batch_size, len(train)), sizes[-1]
-    sizes = sorted({*sizes, *([base] if base >= sizes[0] else [])})
-    view.say(f"memory: batches of up to {micro:,} fit ({_why(fits)})")
+    if base < sizes[0]:
+        raise WorkloadError(f"the workload's own batch of {base:,} cannot be trained with ({fits[0].reason}): give training= another batch_size")
+    sizes = sorted({*sizes, base})
+    view.say(f"memory: batches of up to {micro:,} fit ({_why(fits, len(train))})")
 
-    times = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
-    wall, cpu = _means(times, "wall"), _means(times, "cpu")
-    training, shortened = _affordable(task.training, wall.at(base), len(train), REFERENCE_SHARE * budget)
+    samples = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
+    wall, cpu = _means(samples, "wall"), _means(samples, "cpu")
+    own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro))
+    training, shortened = _affordable(own, wall.at(base), len(train), REFERENCE_SHARE * budget)
     if shortened is not None:
         view.say(shortened)
     trained = reference(builder, training)
@@ -151,7 +154,7 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
             "seconds": trained.meta["seconds"], "shortened": shortened, "losses": trained.meta["losses"],
         },
         "fits": [dataclasses.asdict(f) for f in fits],
-        "step_milliseconds": {b: {kind: _mean_of(s, kind).to_json() for kind in ("wall", "cpu")} for b, s in times.items()},
+        "step_milliseconds": {b: {kind: _mean_of(s, kind).to_json() for kind in ("wall", "cpu")} for b, s in samples.items()},
         "noise": [{"share": share, **of_gradient} for share, of_gradient in zip(MILESTONES, noises, strict=True)],
         "branched": branched,
         "branches": [finite(dataclasses.asdict(b)) for b in branches],
@@ -159,8 +162,11 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
         "paths": picture,
         "spent": ledger.elapsed,
     }  # fmt: skip
-    write_atomic(folder / "batch.json", json.dumps(result, indent=1, allow_nan=False))
-    write_page(result, folder / "batch.html")
+    try:
+        write_atomic(folder / "batch.json", json.dumps(result, indent=1, allow_nan=False))
+        write_page(result, folder / "batch.html")
+    except OSError as error:
+        raise unwritable(folder, error) from error
     return Study(document=result, folder=folder)
 
 
@@ -195,10 +201,10 @@ def _fits(builder: Builder, budget: float, view: View) -> list[dict[str, Any]]:
     return [dataclasses.asdict(f) for f in found]
 
 
-def _why(fits: list[Fit]) -> str:
+def _why(fits: list[Fit], examples: int) -> str:
     if fits[-1].reason is not None:
         return f"{fits[-1].batch:,}: {fits[-1].reason}"
-    return "all the data" if len(fits) > 1 and fits[-1].batch & (fits[-1].batch - 1) else "larger ones take too long for this budget"
+    return "all the data" if fits[-1].batch == examples else "larger ones take too long for this budget"
 
 
 def _times(builder: Builder, sizes: list[int], micro: int, budget: float) -> dict[str, Any]:
