@@ -45,6 +45,7 @@ def bare() -> dict[str, Any]:
     result["workload"] |= {"labels": None, "notes": [], "demo": False}
     result["baseline"]["quality"] |= {"confirm": None, "test": None}
     result["baseline"]["training"] = None
+    result["profile"] = {"reason": "an operator cannot be counted"}
     result["gain"] = dict.fromkeys(result["gain"])
     for empty in ("ladder", "candidates", "sequence", "points", "slices", "disagreements", "notices"):
         result[empty] = []
@@ -182,6 +183,11 @@ _RESULT: dict[str, Any] = {
         "training": {"seconds": 38.217, "cpu_seconds": 71.9044, "steps": 580, "reused": False},
         "bytes": 4412873,
         "peak_memory_bytes": 71303168,
+    },
+    "profile": {
+        "prediction": {"products": 1_204_224.0, "bytes": 402_112.5, "sequential": 14},
+        "training": {"products": 3_411_968.0, "bytes": 1_310_720.25, "sequential": 41},
+        "kept": 98_304.0,
     },
     "ladder": [
         {
@@ -352,6 +358,7 @@ _RESULT: dict[str, Any] = {
         "p": 0.00021,
         "baseline_quality": 0.9883333333333333,
         "candidate_quality": 0.9866666666666667,
+        "perplexity": None,
     },
     "gain": {
         "serve": interval(_GAIN, 4.5097, 4.8551),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tenfold import device
+from tenfold import device, engine
 from tenfold.engine import GraphError, SessionConfig, has_openvino, open_session, run_in_batches
 from tenfold.errors import TenfoldError
 from tenfold.measure import BLOCK, Samples, calls_for, interleave, peak_memory, step_costs
@@ -341,3 +343,22 @@ def test_cores_are_those_this_process_may_use():
     code = "import os; from tenfold.device import cores\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(cores())"
     assert python(code).stdout.strip() == "1"
     assert device.cores() == len(os.sched_getaffinity(0))
+
+
+# ---------------------------------------------------------------- graphs that end a process
+
+
+def test_a_graph_that_ends_the_process_that_opens_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def opened(does) -> bool:
+        monkeypatch.setitem(engine._ENGINES, "onnxruntime", lambda *_: does())
+        return engine.survives(tmp_path / "model.onnx", SessionConfig())
+
+    def refuse() -> None:
+        raise RuntimeError("no kernel")
+
+    assert not opened(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    assert opened(lambda: None)
+    assert opened(refuse), "why is told by who opens it"
+    monkeypatch.setattr(engine, "PATIENCE_SECONDS", 0.2)
+    assert opened(lambda: time.sleep(60)), "what waits says nothing of the graph"
+    assert engine.survives(tmp_path / "model.onnx", SessionConfig(engine="openvino")), "which is not tried"

@@ -84,7 +84,7 @@ def test_the_levers_that_can_be_searched_say_so() -> None:
 class Stub:
     """A lever of the joint search; without choices it does not apply."""
 
-    stages, touches, summary = (), frozenset(), ""
+    stages, rank, touches, summary = (), 0, frozenset(), ""
 
     def __init__(self, name: str, choices: dict) -> None:
         self.name, self.choices = name, choices

@@ -394,7 +394,7 @@ def test_a_model_whose_answers_depend_on_the_batch_is_refused_before_the_budget(
 
 
 def test_what_is_only_known_to_be_cheaper_to_train_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Search, "_expected", lambda _self, _stage: 1e9)  # no budget is enough for a training
+    monkeypatch.setattr(Search, "_expected", lambda *_: 1e9)  # no budget is enough for a training
     monkeypatch.setattr(Evaluator, "training_costs", cheaper_and_cheaper)
     document = run(small_workload(), out=tmp_path / "run", budget=300, objective="train", levers=["precision"], view="quiet").document
     assert document["exit_code"] == 3
@@ -403,6 +403,20 @@ def test_what_is_only_known_to_be_cheaper_to_train_is_not_taken(tmp_path: Path, 
     assert best["reason"].startswith("the budget ended before it was trained")
     trained = [e for e in map(_entry, (tmp_path / "run" / "ledger.jsonl").read_bytes().splitlines()) if isinstance(e["value"], dict) and "kind" in e["value"]]
     assert sum(e["value"]["kind"] == "train" for e in trained) == 1, "the baseline alone is trained"
+
+
+def test_a_shorter_training_of_another_batch_or_optimizer_is_found_and_certified(tmp_path: Path) -> None:
+    workload = dataclasses.replace(small_workload(), training=TrainConfig(epochs=12, batch_size=12, learning_rate=1e-3))
+    document = run(workload, out=tmp_path / "run", budget=300, trials=20, objective="train", levers=["batch", "optimizer"], view="quiet").document
+    rows = {r["lever"]: r for r in document["ladder"]}
+    assert rows["batch"]["tried"] > 0
+    assert rows["optimizer"]["tried"] > 0
+    assert document["exit_code"] == 0
+    assert document["gain"]["train"]["low"] > 1
+    assert document["unit"] == "CPU-seconds of training"
+    certified = next(c for c in document["candidates"] if c["certified"])
+    assert certified["config"]["epochs"] < 12
+    assert document["gain"]["train"]["value"] > 12 / certified["config"]["epochs"] / 2, "of which the shorter training is most"
 
 
 def cheaper_and_cheaper(_self: Evaluator, trainings: dict) -> tuple[dict[str, Samples], dict[str, str]]:

@@ -16,10 +16,10 @@ from torch import nn
 from tenfold.batch.predict import StepTime
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.sweep import memory
-from tenfold.sweep.branches import parts_of
 from tenfold.sweep.study import study, to_branch
 from tenfold.sweep.times import candidates
 from tenfold.testing import small_workload
+from tenfold.train.config import parts_of
 from tenfold.workload import Workload
 
 

@@ -19,7 +19,9 @@ from tenfold.train.augment import shift_and_flip
 from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import Feed
-from tenfold.train.loop import fit, make_optimizer, one_cycle, predict
+from tenfold.train.loop import fit, predict
+from tenfold.train.optimizers import make_optimizer
+from tenfold.train.schedule import rate_factor
 
 RNG = np.random.default_rng(0)
 VECTORS = Split(inputs=(RNG.normal(size=(50, 6)).astype(np.float32),), targets=RNG.integers(0, 3, size=50))
@@ -187,15 +189,19 @@ def test_a_checkpoint_is_the_whole_state(tmp_path):
 @given(st.floats(0, 1), st.floats(0, 0.99))
 def test_the_rate_rises_to_its_peak_and_falls_to_zero_in_straight_lines(share, warmup):
     wanted = share / warmup if share < warmup else (1 - share) / (1 - warmup)
-    assert one_cycle(share, warmup) == pytest.approx(wanted, rel=1e-12)  # float64
-    assert 0 <= one_cycle(share, warmup) <= 1
+    assert rate(share, warmup) == pytest.approx(wanted, rel=1e-12)  # float64
+    assert 0 <= rate(share, warmup) <= 1
+
+
+def rate(share: float, warmup: float, schedule: str = "linear") -> float:
+    return rate_factor(TrainConfig(warmup=warmup, schedule=schedule), share)
 
 
 def test_the_rate_at_its_corners():
-    assert [one_cycle(share, 0.2) for share in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
-    assert [one_cycle(share, 0.0) for share in (0, 0.5, 1)] == [1, 0.5, 0]
-    assert [one_cycle(share, 1.0) for share in (0, 0.5, 1)] == [0, 0.5, 1]
-    assert one_cycle(1.5, 0.2) == 0  # time has run over
+    assert [rate(share, 0.2) for share in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
+    assert [rate(share, 0.0) for share in (0, 0.5, 1)] == [1, 0.5, 0]
+    assert [rate(share, 1.0) for share in (0, 0.5, 1)] == [0, 0.5, 1]
+    assert rate(1.5, 0.2) == 0  # time has run over
 
 
 def numbers(n: int) -> Split:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from torch import nn
 
 from tenfold import __version__, device
 from tenfold.data.split import Array, Split
-from tenfold.engine import open_session, run_in_batches
-from tenfold.errors import TenfoldError, WorkloadError, first_line
+from tenfold.engine import open_session, run_in_batches, survives
+from tenfold.errors import ExportError, TenfoldError, WorkloadError, first_line
 from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
 from tenfold.plan import GraphPass, Materials, ModelPass, Plan
 from tenfold.store import Step, Store, write_atomic
 from tenfold.teaching import learning_key, teacher_of
 from tenfold.train.feed import batch_of
-from tenfold.train.loop import Progress, fit, pick_device
-from tenfold.workload import Examples, Workload, identity
+from tenfold.train.loop import Progress, fit, pick_device, predict
+from tenfold.workload import Examples, Workload, class_axis, code_identity, identity
+
+KEPT_BYTES = 1 << 28
+"""Of all answers on a split, above which their scores alone are kept."""
+PART_BYTES = 1 << 25
+"""Of answers that are scored at a time where they are not kept."""
 
 OnStep = Callable[[str, Step, float], None]
 """Called with (kind of work, finished step, seconds that it alone took; 0 where it was there already)."""
@@ -113,7 +119,8 @@ class Builder:
         if self.workload.built("model") is self.workload.built("model"):
             raise WorkloadError("model= gives the same object each time, which one training would change for all others: let it build a new one")
         if self.workload.classifies and self.examples.classes is not None:
-            width = output.shape[1] if output.ndim > 1 else 1
+            axis = class_axis(output.shape, target.shape) if target is not None else None
+            width = output.shape[1 if axis is None else axis] if output.ndim > 1 else 1
             if width < self.examples.classes:
                 raise WorkloadError(
                     f"the model has {width} outputs, the data {self.examples.classes} classes: give it one output a class"
@@ -138,7 +145,7 @@ class Builder:
         return {
             "step": "train",
             "workload": self.workload_id,
-            "training": dataclasses.asdict(plan.training),
+            "training": plan.training.to_json(),
             "seed": plan.seed,
             "environment": self.environment(),
         }
@@ -304,6 +311,8 @@ class Builder:
         }  # fmt: skip
 
         def work(_folder: Path) -> dict[str, Any]:
+            if plan.graph_passes and not survives(self.graph(plan).path / "model.onnx", config):
+                raise ExportError(f"{config.engine} crashes when it opens this graph")
             return {"deviation": check_batches(self.graph(plan).path / "model.onnx", self.examples.valid.take(slice(0, 64)).inputs, config)}
 
         deviation: dict[str, float] = self.step("evaluate", key, work).meta["deviation"]
@@ -311,31 +320,64 @@ class Builder:
 
     def outputs(self, plan: Plan, examples: Split, batch: int) -> Array:
         """What the plan's session answers on examples: (n, …), `batch` of them a call as in service."""
+
+        def work(folder: Path) -> dict[str, Any]:
+            np.save(folder / "outputs.npy", self._answerer(plan, len(examples))(examples.inputs, batch))
+            return {}
+
+        step = self.step("evaluate", self._answer_key("outputs", plan, examples, batch), work)
+        outputs: Array = np.load(step.path / "outputs.npy", allow_pickle=False)
+        return outputs
+
+    def scores(self, plan: Plan, examples: Split, batch: int) -> Array:
+        """Scores (n,) of what the plan's session answers; where all answers together are large, they are scored in parts and not kept."""
+        targets = examples.targets
+        assert targets is not None
+        each = 4 * math.prod(self.answer_shape)
+        if len(examples) * each <= KEPT_BYTES:
+            return self.workload.scores(self.outputs(plan, examples, batch), targets)
+        some = max(batch, PART_BYTES // each // batch * batch)
+
+        def work(folder: Path) -> dict[str, Any]:
+            answer, parts = self._answerer(plan, some), [slice(i, i + some) for i in range(0, len(examples), some)]
+            np.save(folder / "scores.npy", np.concatenate([self.workload.scores(answer([x[p] for x in examples.inputs], batch), targets[p]) for p in parts]))
+            return {}
+
+        metric = [code_identity(self.workload.metric), self.workload.better_is_higher]
+        step = self.step("evaluate", {**self._answer_key("scores", plan, examples, batch), "metric": metric}, work)
+        scores: Array = np.load(step.path / "scores.npy", allow_pickle=False)
+        return scores
+
+    @cached_property
+    def answer_shape(self) -> tuple[int, ...]:
+        """Of what is answered on one example."""
+        return predict(self.fresh(), self.examples.valid.take(slice(0, 1))).shape[1:]
+
+    def _answer_key(self, step: str, plan: Plan, examples: Split, batch: int) -> dict[str, Any]:
         config = dataclasses.replace(plan.session, threads=1)
-        key = {
-            "step": "outputs", "from": self.graph_key(plan), "session": config.to_json(), "batch": batch,
+        return {
+            "step": step, "from": self.graph_key(plan), "session": config.to_json(), "batch": batch,
             "on": examples.identity, "cpu_class": device.cpu_class(), "versions": device.versions(),
         }  # fmt: skip
 
-        def work(folder: Path) -> dict[str, Any]:
-            model = self.graph(plan).path / "model.onnx"
-            # OpenVINO's Python call deadlocks when two threads of a process are in it
-            workers = min(device.cores(), len(examples)) if config.engine == "onnxruntime" else 1
-            bounds = np.linspace(0, len(examples), workers + 1).astype(int) // batch * batch
-            bounds[-1] = len(examples)
+    def _answerer(self, plan: Plan, examples: int) -> Callable[[Sequence[Array], int], Array]:
+        """(inputs, batch) to what the plan's session answers, on as many cores as so many examples keep busy."""
+        config, model = dataclasses.replace(plan.session, threads=1), self.graph(plan).path / "model.onnx"
+        # OpenVINO's Python call deadlocks when two threads of a process are in it
+        workers = min(device.cores(), examples) if config.engine == "onnxruntime" else 1
+        sessions = [open_session(model, config) for _ in range(workers)]
+
+        def answer(inputs: Sequence[Array], batch: int) -> Array:
+            bounds = np.linspace(0, len(inputs[0]), workers + 1).astype(int) // batch * batch
+            bounds[-1] = len(inputs[0])
 
             def part(i: int) -> Array:
-                chunk = [x[bounds[i] : bounds[i + 1]] for x in examples.inputs]
-                return run_in_batches(open_session(model, config), chunk, batch)
+                return run_in_batches(sessions[i], [x[bounds[i] : bounds[i + 1]] for x in inputs], batch)
 
             with ThreadPoolExecutor(workers) as pool:
-                parts = list(pool.map(part, [i for i in range(workers) if bounds[i] < bounds[i + 1]]))
-            np.save(folder / "outputs.npy", np.concatenate(parts))
-            return {}
+                return np.concatenate(list(pool.map(part, [i for i in range(workers) if bounds[i] < bounds[i + 1]])))
 
-        step = self.step("evaluate", key, work)
-        outputs: Array = np.load(step.path / "outputs.npy", allow_pickle=False)
-        return outputs
+        return answer
 
     # ------------------------------------------------------------ helpers
 

@@ -166,7 +166,7 @@ class Bundle:
         return np.ascontiguousarray(cast)
 
     def labels_of(self, outputs: Array) -> list[tuple[str, float]] | None:
-        """(label, probability) for each row of logits; None where the bundle is no classifier."""
+        """(label, probability) for each row of logits; None where the bundle is no classifier of whole examples."""
         if self.manifest["task"] != "classification":
             return None
         shifted = np.atleast_2d(outputs) - np.max(np.atleast_2d(outputs), axis=1, keepdims=True)

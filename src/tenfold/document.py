@@ -15,6 +15,7 @@ from tenfold.execute import EAGER, Objective, ratio_of
 from tenfold.final import Final
 from tenfold.lever import discover
 from tenfold.measure import Samples
+from tenfold.profile import profile_of
 from tenfold.recipe import canonical
 from tenfold.search import BASELINE
 from tenfold.sequence import Entry, margin_on_test, slices_on_test
@@ -27,7 +28,7 @@ UNITS: dict[Objective, str] = {
     "latency": "seconds a prediction",
     "throughput": "seconds a prediction at batch 64",
     "size": "bytes of the model",
-    "train": "CPU-seconds a training step",
+    "train": "CPU-seconds of training",
 }
 
 
@@ -76,6 +77,7 @@ def document(
             "cheaper": "eager" if reference == EAGER else "onnxruntime",
             "training": base["training"], "bytes": base["bytes"], "peak_memory_bytes": final.memory(run, run.baseline),
         },
+        "profile": run.ledger.remember("profile", lambda: profile_of(run.builder)),
         "ladder": _rows(run, ladder, last, winner, reference),
         "attribution": final.attribution(run, last) if winner else [],
         "best_single": final.composing(run, last) if winner else None,
@@ -101,7 +103,7 @@ def manifest(run: Context, document: dict[str, Any], last: Final) -> dict[str, A
     certified = document["certified"]
     return {
         "workload": run.workload.name,
-        "task": "classification" if run.workload.classifies else "regression",
+        "task": _task(run),
         "labels": document["workload"]["labels"],
         "session": last.plan.session.to_json(),
         "operating_point": document["operating_point"],
@@ -121,6 +123,12 @@ def manifest(run: Context, document: dict[str, Any], last: Final) -> dict[str, A
     }  # fmt: skip
 
 
+def _task(run: Context) -> str:
+    if not run.workload.classifies:
+        return "regression"
+    return "classification by position" if len(run.builder.answer_shape) > 1 else "classification"
+
+
 def _certified(run: Context, winner: Candidate, sequence: list[Entry]) -> dict[str, Any]:
     base, cand = run.evaluator.scores(run.baseline, "test"), run.evaluator.scores(winner.plan, "test")
     groups, margin = run.examples.test.groups, margin_on_test(run)
@@ -133,6 +141,7 @@ def _certified(run: Context, winner: Candidate, sequence: list[Entry]) -> dict[s
         "p": quality_p(base, cand, margin, groups=groups),
         "baseline_quality": float(base.mean()),
         "candidate_quality": float(cand.mean()),
+        "perplexity": [run.workload.perplexity(float(s.mean())) for s in (base, cand)] if run.workload.metric == "log_loss" else None,
     }
 
 
@@ -254,8 +263,8 @@ def _insights(run: Context, last: Final, winner: Candidate | None, *, show_examp
         return out
     test = run.examples.test
     out["slices"] = slices_on_test(run, last.plan)
-    base, cand = (run.builder.outputs(p, test, run.evaluator.point.batch) for p in (run.baseline, last.plan))
-    if run.workload.classifies and base.ndim == 2 and test.targets is not None and test.targets.ndim == 1:
+    if run.workload.classifies and len(run.builder.answer_shape) == 1 and test.targets is not None and test.targets.ndim == 1:
+        base, cand = (run.builder.outputs(p, test, run.evaluator.point.batch) for p in (run.baseline, last.plan))
         out["agreement"] = insights.agreement(base, cand, test.targets)
         out["calibration"] = insights.calibration(base, cand, test.targets)
         out["disagreements"] = insights.disagreements(base, cand, test, run.examples.labels, with_images=show_examples)

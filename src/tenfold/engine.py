@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -15,6 +19,9 @@ import numpy as np
 
 from tenfold.data.split import Array
 from tenfold.errors import TenfoldError, first_line
+
+PATIENCE_SECONDS = 20.0
+"""For opening a graph, when that is tried first."""
 
 Runner = Callable[[Sequence[Array]], Array]
 """From one array an input, each (batch, …), to the output (batch, …)."""
@@ -58,6 +65,30 @@ def open_session(path: Path, config: SessionConfig) -> Runner:
         raise
     except Exception as error:  # engines raise types of their own, one for every failure
         raise _cannot_run(config.engine, path, error) from error
+
+
+def survives(path: Path, config: SessionConfig) -> bool:
+    """Whether a process survives opening the graph: tried in a forked one, as there are graphs that end the process.
+
+    Only onnxruntime is tried, where processes can be forked.
+    """
+    if config.engine != "onnxruntime" or "fork" not in multiprocessing.get_all_start_methods():
+        return True
+    child = multiprocessing.get_context("fork").Process(target=_try_open, args=(path, config), daemon=True)
+    child.start()
+    child.join(PATIENCE_SECONDS)
+    if child.exitcode is None:  # it waits for what the fork has left behind: that says nothing of the graph
+        child.kill()
+        child.join()
+        return True
+    return child.exitcode >= 0  # below: a signal has ended it
+
+
+def _try_open(path: Path, config: SessionConfig) -> None:
+    faulthandler.disable()  # a crash here is an answer, not an error
+    with suppress(Exception):  # why it cannot be opened is found by who opens it
+        open_session(path, config)
+    os._exit(0)  # without what this process would do at its end
 
 
 def _cannot_run(engine: str, path: Path, error: Exception) -> GraphError:

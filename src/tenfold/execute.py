@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from tenfold import device
 from tenfold.build import Builder
@@ -19,14 +22,17 @@ from tenfold.engine import Runner, SessionConfig, open_session
 from tenfold.errors import WorkloadError, first_line
 from tenfold.measure import Samples, calls_for, interleave, step_costs
 from tenfold.plan import Plan
+from tenfold.train.average import renormalise
 from tenfold.train.config import TrainConfig
-from tenfold.train.feed import batch_of, tensor_of
-from tenfold.train.loop import make_optimizer, pick_device
+from tenfold.train.feed import Feed, stretches_of, tensor_of
+from tenfold.train.loop import Loss, pick_device, stepper
+from tenfold.train.optimizers import Optimizer, make_optimizer
 from tenfold.verdict import Interval, cost_ratio, quality_difference
 
 Objective = Literal["serve", "latency", "throughput", "size", "train"]
 ROUNDS = 5
-STEP_ROUNDS = 8
+STEP_ROUNDS, LEAST_STEP_ROUNDS, STEP_SECONDS = 8, 3, 10.0
+"""In which training steps are timed: as many as there is time for, within bounds."""
 LEAST_INPUTS = 2_000
 """Predictions timed where cost depends on the input."""
 THREADS_SECONDS = 0.5
@@ -70,9 +76,7 @@ class Evaluator:
 
     def scores(self, plan: Plan, split: str, rows: int | None = None) -> Array:
         """Scores (n,) of what the plan's session answers, `point.batch` examples a call."""
-        examples = self.examples(split, rows)
-        assert examples.targets is not None
-        return self.builder.workload.scores(self.builder.outputs(plan, examples, self.point.batch), examples.targets)
+        return self.builder.scores(plan, self.examples(split, rows), self.point.batch)
 
     def quality(self, plan: Plan, split: str, rows: int | None = None, *, level: float = 0.9) -> Interval:
         """Paired difference of the plan against the baseline on a split."""
@@ -143,22 +147,31 @@ class Evaluator:
         self.baseline = dataclasses.replace(self.baseline, session=dataclasses.replace(self.baseline.session, threads=threads))
 
     def training_costs(self, trainings: Mapping[str, TrainConfig]) -> tuple[dict[str, Samples], dict[str, str]]:
-        """Raw cost samples of training steps, interleaved; `batch` is examples a step. And why others could not take one."""
+        """Raw cost samples of whole trainings: of what they do, interleaved, times how often they do it. And why others cannot do it."""
         started = time.perf_counter()
-        steps, failed = {}, {}
+        train = self.builder.examples.train or self.builder.examples.valid
+        done = {name: _done(config, len(train)) for name, config in trainings.items()}
+        work: dict[str, Callable[[], object]] = {}
+        failed: dict[str, str] = {}
+        once = 0.0
         for name, config in trainings.items():
             try:
-                step = self._step(config)
-                step()
+                for what, batch in ((w, b) for _, w, b in done[name] if w not in work):
+                    model, optimizer, feed = self._training(config, train, batch)
+                    run = _work_of(what, model, optimizer, feed, self.builder.workload.loss_function(), config)
+                    began = time.perf_counter()
+                    run()
+                    once += time.perf_counter() - began
+                    work[what] = run
             except Exception as error:  # the user's model may not take the layout or precision
                 if config == self.baseline.training:  # nothing could be compared with it
                     raise WorkloadError(f"a training step of the baseline raised {type(error).__name__}: {first_line(error)}") from error
                 failed[name] = f"failed: {first_line(error)}"
-            else:
-                steps[name] = step
-        samples = step_costs(steps, rounds=STEP_ROUNDS)
+        used = {what for name in trainings if name not in failed for _, what, _ in done[name]}
+        rounds = max(LEAST_STEP_ROUNDS, min(STEP_ROUNDS, int(STEP_SECONDS / max(once, 1e-6))))
+        samples = step_costs({w: run for w, run in work.items() if w in used}, rounds=rounds)
         self.timing_seconds += time.perf_counter() - started
-        return {name: dataclasses.replace(s, batch=trainings[name].batch_size) for name, s in samples.items()}, failed
+        return {name: _added([(count, samples[what]) for count, what, _ in done[name]]) for name in trainings if name not in failed}, failed
 
     def training_seconds(self) -> float:
         """What training the baseline would take, by a few of its steps on the examples that a student would learn from; 0 where it takes none."""
@@ -167,33 +180,18 @@ class Evaluator:
             samples, _ = self.training_costs({"baseline": config})
         except WorkloadError:  # its weights are frozen, say: it is served all the same
             return 0.0
-        steps = config.epochs * len(examples.to_learn_from) / config.batch_size
-        return float(np.median(samples["baseline"].wall)) / 1e9 * steps
+        timed = examples.train or examples.valid
+        return float(np.median(samples["baseline"].wall)) / 1e9 * len(examples.to_learn_from) / len(timed)
 
-    def _step(self, config: TrainConfig) -> Callable[[], object]:
-        """One optimizer step on the first examples of train (of valid where there is none), computed as the training loop does."""
-        where = pick_device()
-        model = self.builder.fresh().to(where).train()
+    def _training(self, config: TrainConfig, train: Split, batch: int) -> tuple[nn.Module, Optimizer, Feed]:
+        """What a training begins with; with a rate of zero, so that what is timed does not diverge."""
+        model = self.builder.fresh().to(pick_device()).train()
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, config)
-        loss_of = self.builder.workload.loss_function()
-        rows = slice(0, config.batch_size // config.accumulate)
-        examples = self.builder.examples.train or self.builder.examples.valid
-        inputs, target = batch_of(examples, rows, where, channels_last=config.channels_last)
-        assert target is not None
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            for _ in range(config.accumulate):
-                with torch.autocast(where.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                    output = model(*inputs)
-                loss_of(output.float(), target).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if where.type == "cuda":
-                torch.cuda.synchronize()
-
-        return step
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        return model, optimizer, Feed(train, batch, seed=self.builder.seed, augment=self.builder.workload.augment)
 
     def ratio(self, baseline: Samples, candidate: Samples) -> Interval:
         """How many times cheaper the candidate is, in the unit of the objective."""
@@ -203,6 +201,36 @@ class Evaluator:
 
 def ratio_of(baseline: Samples, candidate: Samples, kind: Literal["cpu", "wall"]) -> Interval:
     return cost_ratio(baseline.by_input(kind), candidate.by_input(kind))
+
+
+MEAN, NORMALISED = "mean", "normalised"
+"""What a training does beside its steps: adding to the mean of weights, and finding the statistics that go with it."""
+
+
+def _done(config: TrainConfig, examples: int) -> list[tuple[int, str, int]]:
+    """What a training does: how often, by a name that is the same for what takes the same, and with which batch."""
+    alike = (config.accumulate, config.optimizer, config.momentum > 0, config.schedule == "free", config.dtype, config.channels_last, config.recompute)
+    done = [(count, repr((batch, *alike)), batch) for count, batch in stretches_of(config, examples) if count]
+    if config.average:
+        done.append((math.ceil(config.average * sum(count for count, _, _ in done)), MEAN, config.batch_size))
+    if config.average or config.schedule == "free":
+        done.append((1, NORMALISED, config.batch_size))
+    return done
+
+
+def _work_of(what: str, model: nn.Module, optimizer: Optimizer, feed: Feed, loss: Loss, config: TrainConfig) -> Callable[[], object]:
+    """A function that does it once, as the training loop does."""
+    if what == MEAN:
+        return partial(AveragedModel(model).update_parameters, model)
+    if what == NORMALISED:
+        return lambda: renormalise(model.train(), feed, pick_device())
+    return stepper(model, optimizer, feed, loss, config, pick_device())
+
+
+def _added(parts: Sequence[tuple[int, Samples]]) -> Samples:
+    """Of a training that does each of these so many times."""
+    cpu, wall = (np.sum([count * getattr(s, kind) for count, s in parts], axis=0) for kind in ("cpu", "wall"))
+    return Samples(cpu=cpu, wall=wall, batch=1)
 
 
 def torch_runner(model: nn.Module) -> Runner:

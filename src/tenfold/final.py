@@ -227,7 +227,7 @@ def training_gain(run: Context, plan: Plan) -> Interval | None:
         samples, _ = run.evaluator.training_costs({BASELINE: run.baseline.training, CURRENT: plan.training})
         return {"seconds": run.evaluator.timing_seconds - before, "samples": as_json(samples)}
 
-    samples = from_json(run.ledger.remember(f"cost:final:train:{digest(plan.training)[:16]}", measure)["samples"])
+    samples = from_json(run.ledger.remember(f"cost:final:train:{digest(plan.training.to_json())[:16]}", measure)["samples"])
     return ratio_of(samples[BASELINE], samples[CURRENT], "cpu")
 
 

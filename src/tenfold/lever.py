@@ -171,6 +171,8 @@ class Lever(Protocol):
 
     name: str
     stages: tuple[Stage, ...]
+    rank: int
+    """Within a stage the lower are pulled before the higher, and equals by name."""
     touches: frozenset[str]
     """Slots of the plan that it fills."""
     summary: str

@@ -291,7 +291,9 @@ def _baseline(run: Context) -> dict[str, Any]:
 
     base: dict[str, Any] = run.ledger.remember("baseline", measure)
     shown = base["valid"] if run.workload.better_is_higher else -base["valid"]
-    run.view.say(f"baseline: {run.workload.metric_name} {shown:.4f} on valid; budget {clock(run.settings.budget_seconds or math.inf)}")
+    perplexity = run.workload.perplexity(base["valid"])
+    also = "" if perplexity is None else f" (perplexity {perplexity:.2f})"
+    run.view.say(f"baseline: {run.workload.metric_name} {shown:.4f}{also} on valid; budget {clock(run.settings.budget_seconds or math.inf)}")
     return base
 
 

@@ -164,9 +164,9 @@ class Search:
         return candidate.gain.value if candidate is not None and candidate.gain is not None else 1.0
 
     def _levers(self, stage: Stage) -> list[Lever]:
-        """Those of a stage in the order of pulling: by name, those that choose the engine last, as they choose it for what there is by then."""
+        """Those of a stage in the order of pulling."""
         found = [v for name, v in discover().items() if stage in v.stages and (self.settings.levers is None or name in self.settings.levers)]
-        return sorted(found, key=lambda lever: "session" in lever.touches)
+        return sorted(found, key=lambda lever: (lever.rank, lever.name))
 
     def _compress_parts(self) -> None:
         """Pull the levers of compression on the baseline and on every model that may be a part of a whole, where that was not done yet."""
@@ -275,7 +275,8 @@ class Search:
         valid = len(self.evaluator.builder.examples.valid)
         screen = max(SCREEN_ROWS, valid // 4)
         rungs: list[tuple[int | None, float]] = [(None, FULL_SECONDS)]
-        if stage is Stage.TRAIN:  # steps are timed first: only what is cheaper is worth a training
+        if stage is Stage.TRAIN and all(_computed_alike(lever.apply(now.plan, c), now.plan) for c in configs):
+            # steps are timed first: of what differs in nothing else only what is cheaper is worth a training
             rungs = [(0, SCREEN_SECONDS), (None, FULL_SECONDS)]
         elif stage is Stage.COMPRESSION and len(configs) > SCREEN_ABOVE and screen < valid:
             rungs = [(screen, SCREEN_SECONDS), (None, FULL_SECONDS)]
@@ -311,8 +312,8 @@ class Search:
                 if rows == 0:
                     quality[name] = None
                     continue
-                first = rung == 0 or stage is Stage.TRAIN  # a config counts once, however many rungs it climbs
-                if not self.budget.allows(f"{key}:{rung}:{name}", self._expected(stage), self.trials if first else 0):
+                first = rung == 0 or rungs[0][0] == 0  # a config counts once, however many rungs it climbs
+                if not self.budget.allows(f"{key}:{rung}:{name}", self._expected(stage, plans[name].plan), self.trials if first else 0):
                     stopped = True
                     break
                 self.trials += first
@@ -340,8 +341,8 @@ class Search:
                 break
             least = floor(self._came_to(now), self.margin)
             ranked = sorted((n for n in quality if (q := quality[n]) is None or q.high >= least), key=lambda n: -costs[n][0].value)
-            keep = 1 if stage is Stage.TRAIN else max(2, (len(entries) + 1) // 2)
-            if stage is Stage.TRAIN:
+            keep = 1 if rows == 0 else max(2, (len(entries) + 1) // 2)
+            if rows == 0:
                 ranked = [n for n in ranked if out[n].verdict.decision is Decision.TAKE]
             for name in ranked[keep:]:
                 reason = f"{keep} siblings measured cheaper ({costs[name][0].value:.2f}×)"
@@ -355,14 +356,20 @@ class Search:
             recipe=entrant.recipe, plan=entrant.plan, lever=entrant.lever, config=entrant.config, stage=stage, verdict=verdict, gain=gain
         )
 
-    def _expected(self, stage: Stage) -> float:
-        more = {Stage.TRAIN: self.training_seconds, Stage.COMPOSE: self.compose_seconds}
+    def _expected(self, stage: Stage, plan: Plan | None = None) -> float:
+        """Seconds that measuring a config takes, by a first estimate.
+
+        Args:
+            plan: its own, where it may train for another time than the baseline.
+        """
+        share = 1.0 if plan is None else plan.training.epochs / self.evaluator.baseline.training.epochs
+        more = {Stage.TRAIN: share * self.training_seconds, Stage.COMPOSE: self.compose_seconds}
         return self.trial_seconds + (more.get(stage) or 0.0)
 
     def _quality(self, plan: Plan, rows: int | None) -> dict[str, Any]:
         try:
             builder = self.evaluator.builder
-            meta = builder.shaped(plan).meta if plan.model_passes else {}
+            meta = builder.shaped(plan).meta if plan.model_passes or plan.training != self.evaluator.baseline.training else {}
             trained = {"training_seconds": float(meta.get("seconds", 0.0)), "answering_seconds": float(meta.get("answering_seconds", 0.0))}
             builder.batches(plan)
             return {"quality": self.evaluator.quality(plan, "valid", rows).to_json(), **trained}
@@ -376,7 +383,7 @@ class Search:
     def _verdict(self, quality: Interval | None, factor: Interval, p99: float) -> Verdict:
         if quality is None:
             decision = Decision.TAKE if factor.low >= 1.0 else Decision.REFUSE
-            return Verdict(decision=decision, reason=f"a step costs {factor.value:.2f}× less", cost=factor)
+            return Verdict(decision=decision, reason=f"training costs {factor.value:.2f}× less", cost=factor)
         if self.settings.objective == "latency" and p99 < 1.0:
             reason = f"its p99 latency is worse: {p99:.2f}× of what it was"
             return Verdict(decision=Decision.REFUSE, reason=reason, quality=quality, cost=factor)
@@ -476,7 +483,7 @@ class Search:
                 yield lever.apply(plan, lever.at(situation, {name: choices[0] for name, choices in space.items()}))
 
     def _parts(self, tried: Sequence[Candidate]) -> list[Part]:
-        """The baseline, and what was measured in full on its engine; the baseline alone where its outputs are no rows of class scores.
+        """The baseline, and what was measured in full on its engine; where outputs are no rows of class scores the baseline alone, with two of them.
 
         Args:
             tried: what the lever that is asked has measured so far.
@@ -488,13 +495,17 @@ class Search:
         ]  # fmt: skip
         rows = [(self.root.recipe, evaluator.baseline, 1.0)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]
         valid = builder.examples.valid
-        parts: list[Part] = []
-        for recipe, plan, cost in rows:
-            outputs = builder.outputs(plan, valid, evaluator.point.batch)
-            parts.append(Part(recipe=recipe, outputs=outputs, scores=evaluator.scores(plan, "valid"), cost=cost))
-            if outputs.ndim != 2:  # nothing is made of several such models, and the outputs of all may be more than memory holds
-                break
-        return parts
+        if len(builder.answer_shape) != 1:  # nothing is made of several such models, and their outputs may be more than memory holds
+            rows, valid = rows[:1], valid.take(slice(0, 2))
+        return [
+            Part(recipe=recipe, outputs=builder.outputs(plan, valid, evaluator.point.batch), scores=evaluator.scores(plan, "valid"), cost=cost)
+            for recipe, plan, cost in rows
+        ]  # fmt: skip
+
+
+def _computed_alike(plan: Plan, other: Plan) -> bool:
+    """Whether their trainings differ in nothing but how steps are computed."""
+    return replace(plan.training, dtype=other.training.dtype, channels_last=other.training.channels_last) == other.training
 
 
 def p99_ratio(base: Samples, candidate: Samples) -> float:

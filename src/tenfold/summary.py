@@ -74,10 +74,11 @@ def headline(result: dict[str, Any]) -> str:
     quality = certified["quality_difference"]
     turned = "" if result["workload"]["higher_is_better"] else "; above 0 is better"
     low = f" (at least {gain['low']:.2f}×)" if gain["low"] != gain["high"] else ""
+    perplexity = " Perplexity {:.3f}, was {:.3f}.".format(*reversed(p)) if (p := certified.get("perplexity")) else ""
     return (
         f"{gain['value']:.2f}× cheaper{low} in {result['unit']}. {result['workload']['metric']} {quality['value']:+.4f} "
         f"(90 % interval {quality['low']:+.4f} to {quality['high']:+.4f}{turned}), margin {certified['margin']:g}, "
-        f"on {certified['n']:,} test examples."
+        f"on {certified['n']:,} test examples.{perplexity}"
     )
 
 

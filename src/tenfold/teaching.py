@@ -175,7 +175,7 @@ def compare_teacher(builder: Builder) -> None:
     assert valid.targets is not None
     answers = predict(builder.served(workload.built("teacher")), valid)
     scores = workload.scores(answers, valid.targets)
-    own = workload.scores(builder.outputs(baseline_of(builder), valid, 64), valid.targets)
+    own = builder.scores(baseline_of(builder), valid, 64)
     if quality_difference(own, scores, groups=valid.groups).high < 0:
         shown = [float(s.mean()) if workload.better_is_higher else -float(s.mean()) for s in (scores, own)]
         raise WorkloadError(

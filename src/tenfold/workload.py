@@ -61,13 +61,14 @@ class Workload:
     """More inputs without targets, of the shape of train's: a student learns from them what its teacher answers."""
     name: str = ""
     loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy"
-    """`cross_entropy`, `binary_cross_entropy` (of logits), `mse`, `l1`, or a function of (output, target)."""
+    """`cross_entropy` (the classes along axis 1, or the last), `binary_cross_entropy` (of logits), `mse`, `l1`, or a function of (output, target)."""
     metric: str | Callable[[Array, Array], Array] = "accuracy"
-    """`accuracy`, `squared_error`, `absolute_error`, or a function of (outputs, targets) to scores (n,)."""
+    """`accuracy`, `log_loss` (nats a prediction), `squared_error`, `absolute_error`, or a function of (outputs, targets) to scores (n,); it may be given
+    a part of the examples at a time."""
     higher_is_better: bool | None = None
     """None: as the named metric has it; True for a function."""
     class_scores: bool | None = None
-    """Whether outputs are one logit a class. None: they are with the loss `cross_entropy` or the metric `accuracy`."""
+    """Whether outputs are one logit a class. None: they are with the loss `cross_entropy`, or the metric `accuracy` or `log_loss`."""
     margin_kind: Literal["absolute", "relative"] = "absolute"
     """`relative`: the margin is a share of the baseline's own quality."""
     pretrained: str | Path | None = None
@@ -125,7 +126,7 @@ class Workload:
         """Outputs are one logit a class."""
         if self.class_scores is not None:
             return self.class_scores
-        return self.loss == "cross_entropy" or self.metric == "accuracy"
+        return self.loss == "cross_entropy" or self.metric in ("accuracy", "log_loss")
 
     def scores(self, outputs: Array, targets: Array) -> Scores:
         """One score an example, shape (n,), higher is better (the metric's sign is turned where it is not).
@@ -151,6 +152,10 @@ class Workload:
                 f"metric {self.metric_name} gave NaN or infinity for example {int(np.flatnonzero(~np.isfinite(raw))[0])}"
             )
         return raw if self.better_is_higher else -raw
+
+    def perplexity(self, score: float) -> float | None:
+        """What a mean score says as a perplexity, where it is a log loss."""
+        return math.exp(-score) if self.metric == "log_loss" and score > -_LARGEST_EXPONENT else None
 
     def built(self, what: Literal["model", "teacher"]) -> nn.Module:
         """What the function of that name builds.
@@ -346,9 +351,44 @@ def _check_classes(splits: Mapping[str, Split], labels: Sequence[str] | None) ->
 # ---------------------------------------------------------------- metrics and losses by name
 
 
+def class_axis(outputs: Sequence[int], targets: Sequence[int], *, last: bool = False) -> int | None:
+    """The axis of outputs that holds one logit a class: the one without which they have the shape of the targets; None: there is none.
+
+    Args:
+        outputs, targets: their shapes, (batch, …).
+        last: where two would do, the last is it; else the one after the batch, as the cross-entropy of PyTorch has it.
+    """
+    places = (len(outputs) - 1, 1) if last else (1, len(outputs) - 1)
+    return next((i for i in places if 0 < i < len(outputs) and (*outputs[1:i], *outputs[i + 1 :]) == tuple(targets[1:])), None)
+
+
 def _accuracy(outputs: Array, targets: Array) -> Array:
-    right: Array = outputs.reshape(len(outputs), -1).argmax(axis=1) == targets.reshape(-1)
-    return right
+    """Of each example, or the mean over its positions."""
+    axis = class_axis(outputs.shape, targets.shape)
+    if axis is None:
+        right: Array = outputs.reshape(len(outputs), -1).argmax(axis=1) == targets.reshape(-1)
+        return right
+    return _rows(outputs.argmax(axis=axis) == targets)
+
+
+def _log_loss(outputs: Array, targets: Array) -> Array:
+    """Negative log probability of the right class in nats, the mean over an example's positions."""
+    from scipy.special import logsumexp
+
+    axis = class_axis(outputs.shape, targets.shape)
+    if axis is None:
+        raise ValueError("no axis of the outputs holds one logit a class")
+    scores = []
+    for first in range(0, len(outputs), _ROWS_AT_ONCE):
+        logits = np.moveaxis(outputs[first : first + _ROWS_AT_ONCE], axis, -1).astype(np.float64)
+        right = targets[first : first + _ROWS_AT_ONCE, ..., None].astype(np.int64)
+        scores.append(_rows(logsumexp(logits, axis=-1) - np.take_along_axis(logits, right, axis=-1)[..., 0]))
+    return np.concatenate(scores)
+
+
+_LARGEST_EXPONENT = 700.0
+_ROWS_AT_ONCE = 256
+"""Of the examples whose probabilities are computed in float64: a vocabulary may be large."""
 
 
 def _rows(values: Array) -> Array:
@@ -362,6 +402,7 @@ def _error(outputs: Array, targets: Array) -> Array:
 
 _METRICS: dict[str, tuple[Callable[[Array, Array], Array], bool]] = {
     "accuracy": (_accuracy, True),
+    "log_loss": (_log_loss, False),
     "squared_error": (lambda outputs, targets: _rows(_error(outputs, targets) ** 2), False),
     "absolute_error": (lambda outputs, targets: _rows(np.abs(_error(outputs, targets))), False),
 }
@@ -370,7 +411,11 @@ _METRICS: dict[str, tuple[Callable[[Array, Array], Array], bool]] = {
 def _cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
     from torch.nn import functional
 
-    return lambda output, target: functional.cross_entropy(output, target.long())
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        axis = class_axis(output.shape, target.shape)
+        return functional.cross_entropy(output if axis is None else output.movedim(axis, 1), target.long())
+
+    return loss
 
 
 def _elementwise(name: str) -> Callable[[], Callable[[Tensor, Tensor], Tensor]]:
@@ -411,7 +456,7 @@ def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
             "metric": [code_identity(workload.metric), workload.better_is_higher],
             "augment": code_identity(workload.augment),
             "preprocess": repr(workload.preprocess),
-            "training": workload.training,
+            "training": workload.training.to_json(),
         }
     )
 

@@ -27,6 +27,7 @@ class Point:
     """The steps that branches of one batch size take from one checkpoint to the loss that is asked for there."""
 
     checkpoint: int
+    """Where they leave; those of another seed count as another one."""
     noise: float
     """The noise scale at the checkpoint, in examples."""
     batch: int

@@ -107,6 +107,28 @@ def _cifar10_records(raw: bytes, folder: Path) -> Split:
     return Split(inputs=(rows[:, 1:].reshape(-1, 3, 32, 32).copy(),), targets=rows[:, 0].astype(np.int64))
 
 
+_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+def tinyshakespeare() -> Path:
+    """The file of tinyshakespeare: 1,115,394 characters of plays."""
+    folder = find(
+        "tinyshakespeare", None, None, [("input.txt",)],
+        {"input.txt": lambda: _download(_SHAKESPEARE_URL, lambda body: hashlib.sha256(body).hexdigest() == _SHAKESPEARE_SHA256)},
+        hint=f"fetch {_SHAKESPEARE_URL} where there is a network",
+    )  # fmt: skip
+    return folder / "input.txt"
+
+
+def brown() -> Path:
+    """The folder of the Brown corpus as text: train.txt, valid.txt and test.txt, one sentence a line. It is not downloaded."""
+    return find(
+        "brown", None, None, [("train.txt", "valid.txt", "test.txt")], {},
+        hint="give another text with --data",
+    )  # fmt: skip
+
+
 def find(
     name: str,
     data: Path | None,
@@ -120,7 +142,7 @@ def find(
 
     Args:
         forms: files in which the set may come: one of these lists must be there whole.
-        fetch: how each file of one of the forms is downloaded and checked.
+        fetch: how each file of one of the forms is downloaded and checked; empty: it is not.
 
     Raises:
         WorkloadError: not in `data` though named there; or nowhere, and there is no network.
@@ -139,6 +161,8 @@ def find(
     for folder in (Path(shared) / name if shared else None, system, cached):
         if folder is not None and holds(folder):
             return folder
+    if not fetch:
+        raise WorkloadError(f"{name} is not on this machine: put {', '.join(forms[0])} in a folder and name it with --data, or {hint}")
     try:
         cached.mkdir(parents=True, exist_ok=True)
         for file, download in fetch.items():

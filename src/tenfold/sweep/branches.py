@@ -18,8 +18,8 @@ from tenfold.batch.predict import StepTime, learning_rate, steps_over_least
 from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import DivergedError
-from tenfold.sweep.reference import at
-from tenfold.train.config import TrainConfig
+from tenfold.sweep.reference import MILESTONES, at
+from tenfold.train.config import TrainConfig, parts_of
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import Loss, fit, pick_device
 
@@ -38,6 +38,7 @@ class Branch:
     """One branch, and the loss on valid at its end; NaN where it diverged."""
 
     checkpoint: int
+    repeat: int
     batch: int
     steps: int
     multiple: float
@@ -71,63 +72,70 @@ class Brancher:
         self.builder, self.training, self.time, self.micro = builder, training, time, micro
         self.judged = sample_of(builder.examples.valid, builder.seed)
         self.remember, self.seconds_left = remember, seconds_left
+        self.multiples: dict[tuple[int, int], float] = {}
+        """Of the rule's learning rate, that the first branches of a milestone and a batch were best with."""
 
-    def points(self, milestone: Milestone, sizes: tuple[int, ...]) -> tuple[list[Point], list[Branch]]:
-        """The steps that each size takes to the loss that the reference's batch reaches; sizes that do not reach it are left out."""
+    def points(self, milestone: Milestone, sizes: tuple[int, ...], *, repeat: int = 0) -> tuple[list[Point], list[Branch]]:
+        """The steps that each size takes to the loss that the reference's batch reaches; sizes that do not reach it are left out.
+
+        Args:
+            repeat: counts the times that it is done, each with data in another order; later ones take the learning rates that the first found.
+        """
         base, ran = self.training.batch_size, []
+        group = milestone.index + len(MILESTONES) * repeat
 
         def tried(batch: int, steps: int, multiple: float) -> Branch:
-            ran.append(self.run(milestone, batch, steps, multiple))
+            ran.append(self.run(milestone, batch, steps, multiple, repeat))
             return ran[-1]
 
-        own = min((tried(base, milestone.steps, m) for m in MULTIPLES), key=_loss)
+        def first(batch: int, steps: int) -> Branch:
+            known = self.multiples.get((milestone.index, batch))
+            best = min((tried(batch, steps, m) for m in ((known,) if known else MULTIPLES)), key=_loss)
+            self.multiples.setdefault((milestone.index, batch), best.multiple)
+            return best
+
+        own = first(base, milestone.steps)
         if not math.isfinite(own.loss):
             return [], ran
-        points = [Point(checkpoint=milestone.index, noise=milestone.noise, batch=base, steps=milestone.steps)]
+        points = [Point(checkpoint=group, noise=milestone.noise, batch=base, steps=milestone.steps)]
         most = LONGEST * milestone.steps * self.time.at(base)
         for batch in (s for s in sizes if s != base):
-            if not self.remember(f"go:{milestone.index}:{batch}", lambda: self.seconds_left() > 0):
+            if not self.remember(f"go:{group}:{batch}", lambda: self.seconds_left() > 0):
                 break
             expected = milestone.steps * steps_over_least(batch, milestone.noise) / steps_over_least(base, milestone.noise)
             steps = max(2, round(min(expected, most / 2 / self.time.at(batch))))
-            best = min((tried(batch, steps, m) for m in MULTIPLES), key=_loss)
-            found = {steps: best.loss}
-            while min(found.values()) > own.loss and 2 * max(found) * self.time.at(batch) <= most:
-                longer = 2 * max(found)
-                found[longer] = tried(batch, longer, best.multiple).loss
-            while min(found) > 2 and found[min(found)] <= own.loss:
-                shorter = min(found) // 2
-                found[shorter] = tried(batch, shorter, best.multiple).loss
+            best = first(batch, steps)
+            found = by_length({steps: best.loss}, own.loss, lambda n: tried(batch, n, best.multiple).loss, most / self.time.at(batch))  # noqa: B023 - used at once
             lengths = sorted(found)
             reached = steps_to(own.loss, lengths, [found[n] for n in lengths])
             if reached is not None:
-                points.append(Point(checkpoint=milestone.index, noise=milestone.noise, batch=batch, steps=reached))
+                points.append(Point(checkpoint=group, noise=milestone.noise, batch=batch, steps=reached))
         return points, ran
 
-    def run(self, milestone: Milestone, batch: int, steps: int, multiple: float) -> Branch:
+    def run(self, milestone: Milestone, batch: int, steps: int, multiple: float, repeat: int) -> Branch:
         base = self.training
         rate = multiple * learning_rate(
             base.learning_rate, base.batch_size, batch, optimizer=base.optimizer, critical=milestone.noise
         )  # fmt: skip
         train = self.builder.examples.split("train")
         config = dataclasses.replace(
-            base, batch_size=batch, accumulate=parts_of(batch, self.micro), learning_rate=rate, warmup=WARMUP, max_seconds=None,
+            base, batch_size=batch, accumulate=parts_of(batch, self.micro), learning_rate=rate, warmup=WARMUP, max_seconds=None, grow=1, average=0.0,
             epochs=(steps - 0.5) * batch / len(train),
         )  # fmt: skip
-        key = f"branch:{milestone.index}:{batch}:{steps}:{multiple:g}"
-        loss = self.remember(key, lambda: self._trained(milestone.weights, config))
+        key = f"branch:{milestone.index}:{batch}:{steps}:{multiple:g}:{repeat}"
+        loss = self.remember(key, lambda: self._trained(milestone.weights, config, self.builder.seed + 2 + repeat))
         return Branch(
-            checkpoint=milestone.index, batch=batch, steps=steps, multiple=multiple, learning_rate=rate,
+            checkpoint=milestone.index, repeat=repeat, batch=batch, steps=steps, multiple=multiple, learning_rate=rate,
             loss=math.nan if loss is None else loss,
         )  # fmt: skip
 
-    def _trained(self, weights: Path, config: TrainConfig) -> float | None:
+    def _trained(self, weights: Path, config: TrainConfig, seed: int) -> float | None:
         builder = self.builder
         model = at(builder, weights)
         try:
             fit(
                 model, builder.examples.split("train"), builder.workload.loss_function(), config,
-                seed=builder.seed + 2, augment=builder.workload.augment,
+                seed=seed, augment=builder.workload.augment,
             )  # fmt: skip
         except DivergedError:
             return None
@@ -135,13 +143,23 @@ class Brancher:
         return loss if math.isfinite(loss) else None
 
 
+def by_length(found: dict[int, float], level: float, run: Callable[[int], float], most: float) -> dict[int, float]:
+    """Losses by the steps of a training: those known, then twice as many until the level is reached, or half as many while it is.
+
+    Args:
+        run: steps to the loss at their end.
+        most: steps.
+    """
+    found = dict(found)
+    while min(found.values()) > level and 2 * max(found) <= most:
+        found[2 * max(found)] = run(2 * max(found))
+    while min(found) > 2 and found[min(found)] <= level:
+        found[min(found) // 2] = run(min(found) // 2)
+    return found
+
+
 def sample_of(split: Split, seed: int) -> Split:
     return split if len(split) <= EVALUATED else split.take(np.random.default_rng(seed).permutation(len(split))[:EVALUATED])
-
-
-def parts_of(batch: int, micro: int) -> int:
-    """The fewest equal parts of a batch that are no larger than `micro`."""
-    return next(parts for parts in range(math.ceil(batch / micro), batch + 1) if batch % parts == 0)
 
 
 def _loss(branch: Branch) -> float:

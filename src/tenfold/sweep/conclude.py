@@ -15,7 +15,6 @@ from tenfold.batch.predict import StepTime, choose, devices_worth, learning_rate
 from tenfold.sweep.branches import Branch
 from tenfold.sweep.reference import MILESTONES
 from tenfold.train.config import TrainConfig
-from tenfold.train.loop import SECOND_BETA
 from tenfold.verdict import LEVEL
 
 WORTH_WARMING = 1.05
@@ -105,7 +104,7 @@ def _with(choice: Any, training: TrainConfig, base: int, critical: float, branch
     rate = learning_rate(training.learning_rate, base, choice.best, optimizer=training.optimizer, critical=critical)
     best = best_multiples(branches)
     multiple = best[min(best, key=lambda b: abs(math.log(b / choice.best)))] if best else 1.0
-    beta = {"second_beta": second_beta(SECOND_BETA, base, choice.best)} if training.optimizer == "adamw" else {}
+    beta = {"second_beta": second_beta(training.second_beta, base, choice.best)} if training.optimizer != "sgd" else {}
     return {**asdict(choice), "learning_rate": rate * multiple, **beta}
 
 

@@ -29,7 +29,7 @@ def reference(builder: Builder, training: TrainConfig) -> Step:
     """The training that others are compared with: weights at each of `MILESTONES`, and at its end (`1.safetensors`)."""
     train, workload = builder.examples.split("train"), builder.workload
     key = {
-        "step": "reference", "workload": builder.workload_id, "training": dataclasses.asdict(training), "seed": builder.seed,
+        "step": "reference", "workload": builder.workload_id, "training": training.to_json(), "seed": builder.seed,
         "milestones": MILESTONES, "environment": builder.environment(),
     }  # fmt: skip
 

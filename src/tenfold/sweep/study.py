@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +27,14 @@ from tenfold.measure import Samples
 from tenfold.progress import View, make_view
 from tenfold.runs import check_same, run_folder
 from tenfold.store import Store, cache_dir, unwritable, write_atomic
-from tenfold.sweep.branches import Branch, Brancher, Milestone, parts_of
+from tenfold.sweep.branches import Branch, Brancher, Milestone
 from tenfold.sweep.conclude import conclude, finite
 from tenfold.sweep.memory import Fit, try_step
 from tenfold.sweep.page import write_page
 from tenfold.sweep.paths import paths
 from tenfold.sweep.reference import MILESTONES, noise_at, reference, weights_at
 from tenfold.sweep.times import candidates, step_times, steppers
-from tenfold.train.config import TrainConfig
+from tenfold.train.config import TrainConfig, parts_of
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import pick_device
 from tenfold.verdict import LEVEL, Interval, student_quantile
@@ -51,6 +52,8 @@ BRANCHED = (1, 2)
 DEAREST = 3.0
 """Times the least expected time to the target, beyond which a size is not branched."""
 MOST_SIZES = 5
+MOST_REPEATS = 6
+"""Of all branches, each with data in another order, while the budget lasts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,7 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
 
     samples = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
     wall, cpu = _means(samples, "wall"), _means(samples, "cpu")
-    own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro))
+    own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro), grow=1)
     training, shortened = _affordable(own, wall.at(base), len(train), REFERENCE_SHARE * budget)
     if shortened is not None:
         view.say(shortened)
@@ -137,7 +140,10 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
         return noise_at(builder, trained.path / weights_at(share), training, seconds=NOISE_SHARE * budget / len(MILESTONES)).to_json()
 
     noises = [ledger.remember(f"noise:{share:g}", partial(noise, share)) for share in MILESTONES]
-    branched, points, branches = _branches(builder, training, wall, sizes, micro, steps, trained.path, noises, ledger, seconds_left, view)
+    def for_branches() -> float:
+        return seconds_left() - PATHS_SHARE * budget
+
+    branched, points, branches = _branches(builder, training, wall, sizes, micro, steps, trained.path, noises, ledger, for_branches, view)
     found = conclude(
         base=base, steps=steps, training=training, sizes=sizes, wall=wall, cpu=cpu, noises=noises, points=points, branches=branches,
     )  # fmt: skip
@@ -250,12 +256,16 @@ def _branches(
     some = to_branch(sizes, wall, math.exp(np.log(known).mean()), training.batch_size)
     points: list[Point] = []
     branches: list[Branch] = []
-    for place in BRANCHED:
-        if not (noise := noises[place]["value"]):
-            continue
-        milestone = Milestone(index=place, weights=weights / weights_at(MILESTONES[place]), noise=noise, steps=max(8, round(BRANCH_SHARE * steps)))
-        view.say(f"branches from {MILESTONES[place]:.0%} of the reference, with batches of {', '.join(f'{b:,}' for b in some)}")
-        more, ran = brancher.points(milestone, tuple(some))
+    length = max(8, round(BRANCH_SHARE * steps))
+    milestones = [
+        Milestone(index=place, weights=weights / weights_at(MILESTONES[place]), noise=noise, steps=length)
+        for place in BRANCHED if (noise := noises[place]["value"])
+    ]  # fmt: skip
+    for repeat, milestone in product(range(MOST_REPEATS), milestones):
+        if repeat and not ledger.remember(f"again:{repeat}:{milestone.index}", lambda: seconds_left() > 0):
+            break
+        view.say(f"branches from {MILESTONES[milestone.index]:.0%} of the reference, with batches of {', '.join(f'{b:,}' for b in some)}")
+        more, ran = brancher.points(milestone, tuple(some), repeat=repeat)
         points, branches = points + more, branches + ran
     return some, points, branches
 

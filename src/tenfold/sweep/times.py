@@ -6,14 +6,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
 
 from tenfold.build import Builder
 from tenfold.measure import Samples, step_costs
-from tenfold.sweep.branches import parts_of
-from tenfold.train.config import TrainConfig
+from tenfold.train.config import TrainConfig, parts_of
 from tenfold.train.feed import Feed
-from tenfold.train.loop import add_gradients, make_optimizer, pick_device
+from tenfold.train.loop import pick_device, stepper
+from tenfold.train.optimizers import make_optimizer
 
 TURN_SECONDS = 0.05
 """Of a turn: short steps are repeated so long."""
@@ -32,20 +31,12 @@ def steppers(builder: Builder, training: TrainConfig, sizes: Sequence[int], micr
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # what is timed does not diverge
 
-    def stepper(batch: int) -> Callable[[], float]:
+    def of_size(batch: int) -> Callable[[], float]:
         config = dataclasses.replace(training, batch_size=batch, accumulate=parts_of(batch, micro))
         feed = Feed(builder.examples.split("train"), batch, seed=builder.seed, augment=builder.workload.augment)
-        at = count()
+        return stepper(model, optimizer, feed, loss, config, device)
 
-        def step() -> float:
-            optimizer.zero_grad(set_to_none=True)
-            total = add_gradients(model, feed, next(at), loss, config, device)
-            optimizer.step()
-            return total
-
-        return step
-
-    return {batch: stepper(batch) for batch in sizes}
+    return {batch: of_size(batch) for batch in sizes}
 
 
 def step_times(steps: dict[int, Callable[[], float]], *, seconds: float) -> dict[int, Samples]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from tenfold.errors import WorkloadError
+
+Optimizer = Literal["sgd", "adamw", "lion", "muon"]
+Schedule = Literal["linear", "cosine", "one_cycle", "stable", "free"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +23,34 @@ class TrainConfig:
     """Examples an optimizer step."""
     accumulate: int = 1
     """Micro-batches that make up a batch: the memory of batch_size / accumulate examples."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
+    """`lion` (Chen et al. 2023, arXiv:2302.06675) takes a third to a tenth of adamw's rate; `muon` (Jordan et al. 2024) the same."""
     learning_rate: float = 1e-3
-    """Peak of the one-cycle schedule."""
+    """Peak of the schedule."""
     momentum: float = 0.9
-    """Nesterov momentum of sgd; adamw's first beta."""
+    """Nesterov momentum of sgd and muon; the first beta of the others."""
     weight_decay: float = 0.01
     """On weights; not on biases nor normalisation parameters."""
     warmup: float = 0.2
-    """Share of the schedule in which the rate rises to its peak, before it falls linearly to zero."""
+    """Share of the training in which the rate rises to its peak."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; the weights stay float32."""
     channels_last: bool = False
     """Memory format of four-dimensional inputs and weights."""
     max_seconds: float | None = None
     """Time budget: the schedule ends there if it is reached before the epochs are. (Not deterministic.)"""
+    schedule: Schedule = "linear"
+    """After the warm-up: `linear` to zero, `cosine` to zero, `one_cycle` (cosines up and down, momentum the other way), `stable` (at its peak
+    until the last fifth), or `free` (no schedule, but averages: Defazio et al. 2024, arXiv:2405.15682; for sgd and adamw)."""
+    second_beta: float = 0.999
+    """Of adamw, lion and muon's adamw."""
+    average: float = 0.0
+    """Share of the training, at its end, over which weights are averaged (Izmailov et al. 2018, arXiv:1803.05407); 0: not at all."""
+    grow: int = 1
+    """The batch at the end over that at the start, a power of two: it doubles after equal shares of the examples."""
+
+    recompute: tuple[str, ...] = ()
+    """Names of modules that keep nothing for the backward pass but their inputs, and compute the rest again: less memory for more time."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "learning_rate"):
@@ -40,5 +58,31 @@ class TrainConfig:
                 raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be above 0")
         if self.batch_size % self.accumulate:
             raise WorkloadError(f"training: batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise WorkloadError(f"training: optimizer {self.optimizer!r} is not known: use sgd or adamw")
+        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise WorkloadError(f"training: {name} {value!r} is not known: use {', '.join(get_args(kind))}")
+        if self.schedule == "free" and self.optimizer not in ("sgd", "adamw"):
+            raise WorkloadError(f"training: there is no schedule-free {self.optimizer}: use sgd or adamw, or another schedule")
+        for name in ("momentum", "second_beta", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be at least 0 and below 1")
+        if self.schedule == "free" and not self.momentum > 0:
+            raise WorkloadError("training: without momentum there is nothing that a schedule-free optimizer could average: use 0.9")
+        if not isinstance(self.grow, int) or self.grow < 1 or self.grow & (self.grow - 1):
+            raise WorkloadError(f"training: grow is {self.grow}: it must be a power of two")
+        if self.schedule == "free" and self.average:
+            raise WorkloadError("training: a schedule-free optimizer averages already: leave average out")
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what came later and is not used: what was trained before is the same training still."""
+        facts = dataclasses.asdict(self)
+        return {f.name: facts[f.name] for f in dataclasses.fields(self) if f.name not in _LATER or facts[f.name] != f.default}
+
+
+_LATER = ("schedule", "second_beta", "average", "grow", "recompute")
+"""Fields that are new since trainings were first kept."""
+
+
+def parts_of(batch: int, micro: int) -> int:
+    """The fewest equal parts of a batch that are no larger than `micro`."""
+    return next(parts for parts in range(math.ceil(batch / micro), batch + 1) if batch % parts == 0)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tenfold.train.config import TrainConfig
 from tenfold.train.loop import fit
+from tenfold.workload import class_axis
 
 if TYPE_CHECKING:
     from tenfold.data.split import Array
@@ -26,7 +27,7 @@ def learn_from_teacher(
     """Train `model` in place on what its teacher answers.
 
     Args:
-        training: batches of it are whole (`accumulate` is 1): the teacher answers on them.
+        training: batches of it are whole (`accumulate` is 1) and of one size: the teacher answers on them.
         teachers: trainings of the baseline whose mean answer is learned; 0: the workload's own teacher.
 
     Returns:
@@ -39,13 +40,13 @@ def learn_from_teacher(
     """
     assert materials.teacher is not None
     teacher = materials.teacher(seeds=range(teachers), batch_size=training.batch_size, mixup=mixup)
-    training = dataclasses.replace(training, accumulate=1)
+    training = dataclasses.replace(training, accumulate=1, grow=1)
     steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
     teacher.prepare(steps, progress=materials.progress, seconds_left=materials.seconds_left)
     workload, targets = materials.workload, materials.examples.valid.targets
 
     def loss(outputs: Tensor, answers: Tensor) -> Tensor:
-        return soft_loss(outputs, answers, classes=class_axis(outputs.shape, targets, workload))
+        return soft_loss(outputs, answers, classes=axis_of_classes(outputs.shape, targets, workload))
 
     facts = fit(
         model, teacher.feed.split, loss, training,
@@ -56,11 +57,8 @@ def learn_from_teacher(
     return {**facts, "taught_by": teacher.spent, "answering_seconds": answering}
 
 
-def class_axis(outputs: Sequence[int], targets: Array | None, workload: Workload) -> int | None:
-    """The axis of the outputs that holds one logit a class: the one without which they have the shape of the targets.
-
-    Where two would do it is the one after the batch, as the cross-entropy of PyTorch has it, or, with a loss of one's own, the last. None for
-    regression, and wherever targets are not one class index for each position.
+def axis_of_classes(outputs: Sequence[int], targets: Array | None, workload: Workload) -> int | None:
+    """The axis of the outputs that holds one logit a class; None for regression, and wherever targets are not one class index for each position.
 
     Args:
         outputs: their shape, (batch, …).
@@ -68,8 +66,7 @@ def class_axis(outputs: Sequence[int], targets: Array | None, workload: Workload
     """
     if targets is None or targets.dtype.kind not in "iub" or workload.loss in ("mse", "l1", "binary_cross_entropy"):
         return None
-    places = (1, len(outputs) - 1) if workload.classifies else (len(outputs) - 1, 1)
-    return next((i for i in places if i in range(1, len(outputs)) and (*outputs[1:i], *outputs[i + 1 :]) == targets.shape[1:]), None)
+    return class_axis(outputs, targets.shape, last=not workload.classifies)
 
 
 def soft_loss(outputs: Tensor, answers: Tensor, *, classes: int | None) -> Tensor:

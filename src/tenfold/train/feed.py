@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tenfold.data.split import Array, Split
+from tenfold.train.config import TrainConfig
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(first input of a batch, generator) to the same shape."""
@@ -43,14 +45,25 @@ class Feed:
     The order of examples depends on (seed, epoch) alone, augmentation on (seed, step).
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: Augment | None = None, views: int | None = None) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, *, seed: int = 0, augment: Augment | None = None, views: int | None = None,
+        stretches: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
         """
         Args:
             split: the training examples; batches that would be short are made whole from the next epoch's.
             views: epochs after which the same batches come again, augmentation and all; None: never.
+            stretches: (steps, batch) of a batch that changes along the training, the last of which goes on; empty: it does not.
         """
         self.split = split
         self.batch = min(batch_size, len(split))
+        self._begins = [(0, 0, self.batch)]
+        """Of each stretch: its first step, the examples before it, and its batch."""
+        for i, (steps, batch) in enumerate(stretches):
+            begin, seen, _ = self._begins[-1]
+            self._begins[-1] = (begin, seen, min(batch, len(split)))
+            if i + 1 < len(stretches):
+                self._begins.append((begin + steps, seen + steps * self._begins[-1][2], self.batch))
         self.seed = seed
         self.augment = augment
         self.epoch = max(1, len(split) // self.batch)
@@ -62,10 +75,23 @@ class Feed:
         """The first step that sees what this one does."""
         return step if self.repeat is None else step % self.repeat
 
+    def batch_at(self, step: int) -> int:
+        """Examples of a step."""
+        return self._stretch(step)[2]
+
+    def seen(self, step: int) -> int:
+        """Examples of all steps before it."""
+        begin, seen, batch = self._stretch(step)
+        return seen + (step - begin) * batch
+
+    def _stretch(self, step: int) -> tuple[int, int, int]:
+        return next(s for s in reversed(self._begins) if s[0] <= step)
+
     def rows(self, step: int) -> Array:
         """Row indices (batch,) of a step: epoch after epoch in fresh random orders, batches running across the seam."""
         n, out, step = len(self.split), [], self.turn(step)
-        first, last = step * self.batch, (step + 1) * self.batch
+        first = self.seen(step)
+        last = first + self.batch_at(step)
         for epoch in range(first // n, (last - 1) // n + 1):
             if epoch not in self._orders:
                 for old in [e for e in self._orders if e not in (epoch - 1, epoch)]:
@@ -80,9 +106,22 @@ class Feed:
         """Inputs and targets of a step, `micro` examples at a time (None: all at once)."""
         rows = self.rows(step)
         generator = torch.Generator().manual_seed((self.seed << 32) + self.turn(step))
-        micro = micro or self.batch
-        for first in range(0, self.batch, micro):
+        micro = micro or len(rows)
+        for first in range(0, len(rows), micro):
             inputs, target = batch_of(self.split, rows[first : first + micro], device)
             if self.augment is not None:
                 inputs = (self.augment(inputs[0], generator), *inputs[1:])
             yield inputs, target
+
+
+def stretches_of(config: TrainConfig, examples: int) -> list[tuple[int, int]]:
+    """(steps, batch) of a training on so many examples: one stretch, or one for each size of a batch that grows, of about equal shares."""
+    sizes = [min(config.batch_size << i, examples) for i in range(config.grow.bit_length())]
+    out: list[tuple[int, int]] = []
+    seen = 0
+    for i, batch in enumerate(sizes):
+        until = config.epochs * examples * (i + 1) / len(sizes)
+        steps = max(0 if out else 1, math.ceil((until - seen) / batch))
+        out.append((steps, batch))
+        seen += steps * batch
+    return out

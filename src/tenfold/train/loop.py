@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tenfold.data.split import Array, Split
 from tenfold.device import has_bfloat16
 from tenfold.errors import BudgetEndedError, DivergedError
+from tenfold.train.average import renormalise, take_mean
 from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
-from tenfold.train.feed import Augment, Feed, batch_of, in_channels_last
+from tenfold.train.feed import Augment, Feed, batch_of, in_channels_last, stretches_of
+from tenfold.train.optimizers import Optimizer, make_optimizer, set_rate
+from tenfold.train.recompute import recomputing
 from tenfold.train.teacher import Teacher
 
 CHECKPOINT_SECONDS = 20.0
-SECOND_BETA = 0.999
-"""Of AdamW."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[float, float], None]
@@ -36,25 +39,6 @@ def pick_device() -> torch.device:
 def trains_in_bfloat16() -> bool:
     """Whether the device that trains has instructions for it."""
     return torch.cuda.is_bf16_supported(including_emulation=False) if pick_device().type == "cuda" else has_bfloat16()
-
-
-def one_cycle(share: float, warmup: float) -> float:
-    """Factor on the peak rate at `share` of the schedule: linear up, then linear down to zero."""
-    if share < warmup:
-        return share / warmup
-    return max(0.0, (1 - share) / (1 - warmup)) if warmup < 1 else 1.0
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, config.learning_rate, betas=(config.momentum, SECOND_BETA))
 
 
 def fit(
@@ -96,10 +80,11 @@ def fit(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config)
-    feed = teacher.feed if teacher is not None else Feed(split, config.batch_size, seed=seed, augment=augment)
-    batch, split = feed.batch, feed.split
-    steps = max(1, math.ceil(config.epochs * len(split) / batch))
-    state = load_checkpoint(checkpoint, model, optimizer) if checkpoint is not None else None
+    stretches = stretches_of(config, len(split if teacher is None else teacher.feed.split))
+    feed = teacher.feed if teacher is not None else Feed(split, config.batch_size, seed=seed, augment=augment, stretches=stretches)
+    split, steps = feed.split, sum(n for n, _ in stretches)
+    mean = AveragedModel(model) if config.average else None
+    state = load_checkpoint(checkpoint, model, optimizer, mean) if checkpoint is not None else None
     state = state or {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "losses": [], "running": [0.0, 0]}
     started = saved = time.monotonic()
     cpu_started = time.process_time()
@@ -109,17 +94,16 @@ def fit(
         state["seconds"] = before + time.monotonic() - started
         state["cpu_seconds"] = cpu_before + time.process_time() - cpu_started
         if checkpoint is not None:
-            save_checkpoint(checkpoint, model, optimizer, state)
+            save_checkpoint(checkpoint, model, optimizer, state, mean)
 
     for step in range(state["step"], steps):
         seconds = before + time.monotonic() - started
-        share = step / steps
+        share = feed.seen(step) / feed.seen(steps)
         if config.max_seconds is not None:
             share = max(share, seconds / config.max_seconds)
             if share >= 1:
                 break
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * one_cycle(share, config.warmup)
+        set_rate(optimizer, config, share)
 
         if seconds_left is not None and seconds_left() <= 0:
             keep()
@@ -128,15 +112,17 @@ def fit(
         total = add_gradients(model, feed, step, loss_of, config, device, teacher=teacher)
         if not math.isfinite(total):
             rows = feed.rows(step)
-            epoch = step * batch // len(split)
+            epoch = feed.seen(step) // len(split)
             raise DivergedError(
-                f"the loss is {total} at step {step} (epoch {epoch}, batch of rows {rows[0]}, {rows[1 % batch]}, …): "
+                f"the loss is {total} at step {step} (epoch {epoch}, batch of rows {rows[0]}, {rows[1 % len(rows)]}, …): "
                 "lower the learning rate, or look at those examples"
             )
         optimizer.step()
+        if mean is not None and max(share, feed.seen(step + 1) / feed.seen(steps)) > 1 - config.average:
+            mean.update_parameters(model)
 
         state["running"] = [state["running"][0] + total, state["running"][1] + 1]
-        if (step + 1) * batch // len(split) > step * batch // len(split) or step + 1 == steps:
+        if feed.seen(step + 1) // len(split) > feed.seen(step) // len(split) or step + 1 == steps:
             state["losses"].append(state["running"][0] / state["running"][1])
             state["running"] = [0.0, 0]
         state["step"] = step + 1
@@ -146,10 +132,16 @@ def fit(
             saved = time.monotonic()
             keep()
 
+    if mean is not None and mean.n_averaged:
+        take_mean(model, mean)
+    if config.schedule == "free":
+        optimizer.eval()  # type: ignore[attr-defined]  # from where it steps to the average of it
+    if mean is not None or config.schedule == "free":
+        renormalise(model, feed, device)
     model.eval()
     return {
         "steps": state["step"],
-        "examples": state["step"] * batch,
+        "examples": feed.seen(state["step"]),
         "seconds": before + time.monotonic() - started,
         "cpu_seconds": cpu_before + time.process_time() - cpu_started,
         "losses": state["losses"],
@@ -165,19 +157,38 @@ def add_gradients(
     Args:
         after: called after each micro-batch with its size.
     """
-    micro = max(1, math.ceil(feed.batch / config.accumulate))
+    batch = feed.batch_at(step)
+    micro = max(1, math.ceil(batch / config.accumulate))
     total = 0.0
     for i, (inputs, given) in enumerate(feed.parts(step, device, micro=micro)):
         target = given if teacher is None else teacher.answers(step, i * micro, inputs)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
         assert target is not None
-        loss = loss_of(output.float(), target) * (len(target) / feed.batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with recomputing(model, config.recompute):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
+            loss = loss_of(output.float(), target) * (len(target) / batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         if after is not None:
             after(len(target))
     return total
+
+
+def stepper(
+    model: nn.Module, optimizer: Optimizer, feed: Feed, loss_of: Loss, config: TrainConfig, device: torch.device
+) -> Callable[[], float]:
+    """A function that takes the next step of a training, as `fit` does it, and gives its loss."""
+    at = count()
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = add_gradients(model, feed, next(at), loss_of, config, device)
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return loss
+
+    return step
 
 
 @torch.inference_mode()

@@ -36,6 +36,7 @@ class CascadeConfig:
 class Cascade:
     name = "cascade"
     stages: tuple[Stage, ...] = (Stage.COMPOSE,)
+    rank = 0
     touches = frozenset({"model_passes", "graph_passes", "join"})
     summary = "a small model answers what it is sure of, a better one the rest, in one graph"
 

@@ -70,6 +70,7 @@ class DistillConfig:
 class Distill:
     name = "distill"
     stages: tuple[Stage, ...] = (Stage.MODEL,)
+    rank = 1
     touches = frozenset({"model_passes"})
     summary = "a smaller model that learns what the baseline answers"
 

@@ -155,9 +155,9 @@ def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:
 def training_of(spec: Spec, training: TrainConfig) -> TrainConfig:
     """How a student is trained, apart from rate, dtype and length."""
     if spec["family"] == "image":
-        return dataclasses.replace(training, optimizer="sgd", momentum=0.9, weight_decay=1e-4, warmup=0.2, channels_last=True)
+        return TrainConfig(batch_size=training.batch_size, optimizer="sgd", weight_decay=1e-4, channels_last=True)
     if spec["family"] == "table":
-        return dataclasses.replace(training, optimizer="adamw", momentum=0.9, weight_decay=1e-4, warmup=0.2)
+        return TrainConfig(batch_size=training.batch_size, weight_decay=1e-4)
     return training
 
 

@@ -24,7 +24,7 @@ from tenfold.store import Store
 from tenfold.teaching import check_teacher, compare_teacher, learning_key, teacher_of
 from tenfold.testing import LeverContract, blobs, small_workload
 from tenfold.train.config import TrainConfig
-from tenfold.train.distill import class_axis, soft_loss
+from tenfold.train.distill import axis_of_classes, soft_loss
 from tenfold.train.feed import Feed
 from tenfold.train.loop import predict
 from tenfold.train.teacher import VIEWS, Teacher, mixed
@@ -491,7 +491,7 @@ OWN = {"loss": lambda o, t: o.mean(), "metric": lambda o, t: t[:, 0]}
 )  # fmt: skip
 def test_the_axis_of_the_classes(outputs, targets, changes, axis) -> None:
     workload = Workload(model=nn.Identity, margin=0.1, **changes)
-    assert class_axis(outputs, np.zeros((60, *targets), np.int64), workload) == axis
+    assert axis_of_classes(outputs, np.zeros((60, *targets), np.int64), workload) == axis
 
 
 def test_one_logit_in_two_classes_is_learned_as_a_number() -> None:

@@ -37,6 +37,7 @@ class ServingPrecision:
 class Precision:
     name = "precision"
     stages: tuple[Stage, ...] = (Stage.TRAIN, Stage.COMPRESSION)
+    rank = 1
     touches = frozenset({"training", "graph_passes", "session"})
     summary = "bfloat16 and channels-last for training, float16 and bfloat16 for serving, where they measure faster"
 

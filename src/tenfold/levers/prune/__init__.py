@@ -22,7 +22,7 @@ KEEPS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of the channels that are tried, by their measured cost."""
 TARGETS = (1.5, 2.5, 5.0)
 """Cost ratios against the baseline that are aimed at: each takes the largest share that reaches it. The last is for the easy inputs of a cascade."""
-BUDGET_SHARE = 0.35
+BUDGET_SHARE = 0.25
 """Of what is left, for all recoveries."""
 LEAST_LENGTH, MOST_LENGTH = 1 / 12, 2.0
 """Of a recovery, in trainings of the baseline."""
@@ -44,6 +44,7 @@ class PruneConfig:
 class Prune:
     name = "prune"
     stages: tuple[Stage, ...] = (Stage.MODEL,)
+    rank = 0
     touches = frozenset({"model_passes"})
     summary = "whole channels, neurons and attention heads taken out, recovered by distillation"
 

@@ -39,7 +39,7 @@ class TestPrune(LeverContract):
         ratios[-1] = 5.5
         long = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda _: ratios, training_seconds=60.0)
         assert [c["keep"] for c in lever.propose(long)] == [0.6, 0.3, 0.2]
-        short = dataclasses.replace(long, seconds_left=100.0, training_seconds=160.0)  # 35 s; an epoch takes about 42
+        short = dataclasses.replace(long, seconds_left=140.0, training_seconds=160.0)  # 35 s; an epoch takes about 42
         assert [c["keep"] for c in lever.propose(short)] == [0.6]
         dear = lever.propose(self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs: [1.2] * len(configs)))
         assert isinstance(dear, Refusal)

@@ -51,6 +51,7 @@ class QuantizeConfig:
 class Quantize:
     name = "quantize"
     stages: tuple[Stage, ...] = (Stage.COMPRESSION,)
+    rank = 0
     touches = frozenset({"model_passes", "graph_passes"})
     summary = "int8 weights and activations (static, dynamic, quantization-aware) or weights alone"
 

@@ -110,13 +110,14 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
             for i in range(0, whole, batch)
         ]
         ranges = Path(scratch) / "ranges.json"
+        kinds = _with_ranges(onnx.load(prepared))
 
         def quantize(output: Path, **nodes: list[str]) -> None:
             quantize_static(
                 str(prepared), str(output), _Reader(feeds),
                 quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=config.seven_bit,
                 activation_type=QuantType.QInt8 if signed else QuantType.QUInt8, weight_type=QuantType.QInt8,
-                op_types_to_quantize=list(_COMPUTE) if config.operators == "compute" else None,
+                op_types_to_quantize=list(_COMPUTE) if config.operators == "compute" else kinds,
                 calibrate_method=method, calibration_cache_path=str(ranges),
                 extra_options=dict(options), **nodes,
             )  # fmt: skip
@@ -130,6 +131,24 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
         drop_roundings(done, read)
         onnx.save(done, target)
     return {"left_out": left_out}
+
+
+def _with_ranges(model: Any) -> list[str]:
+    """Kinds of operators that can be quantized, less those that something infinite goes through, as a mask does that is added before a softmax."""
+    from onnx import TensorProto, numpy_helper
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    infinite = {i.name for i in model.graph.initializer if i.data_type == TensorProto.FLOAT and np.isinf(numpy_helper.to_array(i)).any()}
+    touched = set()
+    for node in model.graph.node:  # in the order of computing
+        if infinite & set(node.input):
+            touched.add(node.op_type)
+            infinite |= set(node.output) if node.op_type in _PASS_ON else set()
+    return sorted({*QLinearOpsRegistry, *QDQRegistry} - touched)
+
+
+_PASS_ON = ("Add", "Sub", "Where", "Reshape", "Unsqueeze", "Expand", "Slice", "Transpose", "Identity", "Cast")
+"""Operators that give on what is infinite; a softmax makes zeros of it."""
 
 
 def _harm(prepared: Path, quantize: Callable[..., None], inputs: list[Array], scratch: Path) -> dict[str, float]:

@@ -1,8 +1,10 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 from tenfold.build import Builder
@@ -11,7 +13,7 @@ from tenfold.execute import plain_session
 from tenfold.lever import Stage, Tried, discover
 from tenfold.levers.quantize import MOST_LEFT_OUT
 from tenfold.levers.quantize.aware import OBSERVED_STEPS, RoundActivation
-from tenfold.levers.quantize.graph import census
+from tenfold.levers.quantize.graph import _with_ranges, census
 from tenfold.plan import Plan
 from tenfold.store import Store
 from tenfold.testing import LeverContract, small_workload
@@ -101,3 +103,17 @@ def test_a_maximum_over_the_image_is_no_obstacle(tmp_path: Path, operators: str)
     quantized = discover()["quantize"].apply(plain, {"method": "static", "operators": operators})
     path = builder.graph(quantized).path / "model.onnx"
     assert census(path).integer
+
+
+def test_what_something_infinite_goes_through_stays_float() -> None:
+    mask = numpy_helper.from_array(np.array([[0, -np.inf], [0, 0]], np.float32), "mask")
+    weight = numpy_helper.from_array(np.eye(2, dtype=np.float32), "weight")
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["scores"]), helper.make_node("Add", ["scores", "mask"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["shares"]), helper.make_node("Mul", ["shares", "weight"], ["y"]),
+    ]  # fmt: skip
+    kinds = _with_ranges(helper.make_model(helper.make_graph(nodes, "g", [], [], initializer=[weight, mask])))
+    assert {"Add", "Softmax"}.isdisjoint(kinds)
+    assert {"MatMul", "Mul", "Conv"} <= set(kinds)
+    plain = _with_ranges(helper.make_model(helper.make_graph(nodes[:1], "g", [], [], initializer=[weight])))
+    assert {"Add", "Softmax"} <= set(plain)

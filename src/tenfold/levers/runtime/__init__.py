@@ -26,6 +26,7 @@ class RuntimeConfig:
 class Runtime:
     name = "runtime"
     stages: tuple[Stage, ...] = (Stage.RUNTIME,)
+    rank = 1
     touches = frozenset({"session"})
     summary = "the same graph on another engine, or with other graph rewriting"
 

@@ -1,0 +1,227 @@
+"""Is the batch that `tenfold batch` recommends the right one? Its regret in time to the target, on seeds that it has not seen.
+
+    python benchmarks/batch/run.py [NET …] [--budget 600] [--work runs/batch]
+
+Four small nets, steps of 2 ms or less with the batch they come with. `tenfold batch` studies each with seed 0. Then the least time to the target is
+found for batches in powers of 4 and the recommended one, with seeds that are fresh: trainings of several lengths, each annealed to its end, a learning
+rate for each size that is the best of three; the target is the loss that the net's own batch comes to with seed 0. A size is given up where it takes
+`LONGEST` times what the net's own batch takes. Needs Fashion-MNIST and tinyshakespeare. Writes records/batch and docs/batch-regret.svg; goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tenfold import device
+from tenfold.batch.calibrate import steps_to
+from tenfold.batch.predict import StepTime, learning_rate, steps_over_least
+from tenfold.build import Builder
+from tenfold.errors import DivergedError
+from tenfold.ledger import Ledger
+from tenfold.report.scale import Log
+from tenfold.store import Store, cache_dir, write_atomic
+from tenfold.sweep.branches import MULTIPLES, WARMUP, by_length, loss_on, sample_of
+from tenfold.sweep.study import study
+from tenfold.train.config import TrainConfig, parts_of
+from tenfold.train.loop import fit
+from tenfold.verdict import LEVEL, student_quantile
+from tenfold.workload import Workload, find, load
+from tenfold.workloads.language import of_text
+
+SIZES = tuple(4**i for i in range(8))
+SEEDS = (11, 12, 13, 14, 15)
+LONGEST = 6.0
+"""Times what the net's own batch takes, after which a size is given up."""
+RECORDS = Path("records/batch")
+PANEL, LEFT, TOP = (320, 220), 46, 40
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, 10)
+    )
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def images(name: str, model: Any) -> Workload:
+    training = TrainConfig(epochs=2, batch_size=32, learning_rate=2e-3, weight_decay=0.0, warmup=0.1)
+    return dataclasses.replace(find("fashion-mnist"), name=name, model=model, augment=None, loss="cross_entropy", training=training)
+
+
+def text(name: str, net: Any, width: int) -> Workload:
+    from tenfold.data.named import tinyshakespeare
+
+    training = TrainConfig(epochs=0.5, batch_size=32, learning_rate=3e-3, weight_decay=0.0, warmup=0.1)
+    return of_text(tinyshakespeare(), name=name, net=net, context=32, width=width, depth=1, training=training)
+
+
+NETS = {
+    "convolutional": partial(images, "convolutional", convolutional),
+    "perceptron": partial(images, "perceptron", perceptron),
+    "lstm": partial(text, "lstm", "lstm", 32),
+    "transformer": partial(text, "transformer", "transformer", 32),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("nets", nargs="*", choices=[*NETS, []])
+    parser.add_argument("--budget", type=float, default=600.0)
+    parser.add_argument("--work", type=Path, default=Path("runs/batch"))
+    arguments = parser.parse_args()
+    for name in arguments.nets or NETS:
+        row = measured(name, arguments.work / name, arguments.budget)
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        write_atomic(RECORDS / f"{name}.json", json.dumps({**row, "environment": device.environment()}))
+        regret = row["regret"]
+        print(f"{name}: batch {row['recommended']:,} recommended, {row['best']:,} the best; regret {regret['value']:.1%} (at most {regret['high']:.1%})")
+    rows = [json.loads(path.read_text()) for name in NETS if (path := RECORDS / f"{name}.json").exists()]
+    write_atomic(Path("docs/batch-regret.svg"), picture(rows))
+
+
+def measured(name: str, folder: Path, budget: float) -> dict[str, Any]:
+    """The study's prediction, and times to the target by size and seed."""
+    workload = NETS[name]()
+    out = folder / "study"
+    found = json.loads((out / "batch.json").read_text()) if (out / "batch.json").exists() else None
+    found = found or study(workload, budget=budget, out=out, resume=out.exists()).document
+    builder = Builder(workload, load(workload), Store(cache_dir() / "steps"), seed=0, threads=device.cores())
+    ledger = Ledger(folder, resume=(folder / "ledger.jsonl").exists())
+    sizes = sorted({*SIZES, found["recommended"]["time"]["best"]})
+    sizes = [s for s in sizes if s <= len(builder.examples.split("train"))]
+    curve = {c["batch"]: c for c in found["curve"]}
+    time = StepTime(
+        sizes=tuple(int(b) for b in found["step_milliseconds"]), seconds=tuple(s["wall"]["value"] / 1e3 for s in found["step_milliseconds"].values())
+    )
+    base, steps, critical = found["reference"]["batch"], found["reference"]["steps"], found["critical"]["value"]
+    most = LONGEST * steps * time.at(base)
+    runs = Runs(builder, ledger, critical)
+    target = min(runs.loss(base, steps, m, 0) for m in MULTIPLES)
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        first = max(2, round(min(steps * steps_over_least(size, critical) / steps_over_least(base, critical), most / 2 / time.at(size))))
+        multiple = min(MULTIPLES, key=lambda m: runs.loss(size, first, m, 0))
+        seconds = []
+        for seed in SEEDS:
+            run = partial(_loss, runs, size, multiple, seed)
+            losses = by_length({first: run(first)}, target, run, most / time.at(size))
+            reached = steps_to(target, sorted(losses), [losses[n] for n in sorted(losses)])
+            seconds.append(None if reached is None else reached * time.at(size))
+        said = ", ".join("not reached" if s is None else f"{s:.1f} s" for s in seconds)
+        print(f"{name}: batch {size:,}, rate × {multiple:g}: {said}", flush=True)
+        rows.append({"batch": size, "multiple": multiple, "seconds": seconds, "predicted": curve[size]["seconds"] if size in curve else None})
+    ledger.close()
+    recommended = found["recommended"]["time"]["best"]
+    by_size = {r["batch"]: np.array([math.inf if s is None else s for s in r["seconds"]]) for r in rows}
+    best = min(by_size, key=lambda b: float(np.mean(by_size[b])))
+    return {
+        "net": name, "target": target, "recommended": recommended, "best": best, "base": base, "critical": found["critical"],
+        "step_milliseconds": time.at(base) * 1e3, "sizes": rows, "regret": regret_of(by_size[recommended], by_size[best]),
+    }  # fmt: skip
+
+
+def _loss(runs: Runs, size: int, multiple: float, seed: int, steps: int) -> float:
+    return runs.loss(size, steps, multiple, seed)
+
+
+def regret_of(recommended: np.ndarray, best: np.ndarray) -> dict[str, float]:
+    """Time with the recommended batch over that with the best one, less one: the mean over seeds, with Student's interval."""
+    ratios = np.log(recommended / best)
+    if not np.isfinite(ratios).all():
+        return {"value": 1e9, "low": 1e9, "high": 1e9, "level": LEVEL}
+    half = student_quantile((1 + LEVEL) / 2, len(ratios) - 1) * float(ratios.std(ddof=1)) / math.sqrt(len(ratios))
+    middle = float(ratios.mean())
+    return {"value": math.expm1(middle), "low": math.expm1(middle - half), "high": math.expm1(middle + half), "level": LEVEL}
+
+
+class Runs:
+    """Trainings, each remembered."""
+
+    def __init__(self, builder: Builder, ledger: Ledger, critical: float) -> None:
+        self.builder, self.ledger, self.critical = builder, ledger, critical
+        self.judged = sample_of(builder.examples.valid, builder.seed)
+
+    def loss(self, batch: int, steps: int, multiple: float, seed: int) -> float:
+        """On valid after a training from the beginning; infinite where it diverges."""
+        found = self.ledger.remember(f"{batch}:{steps}:{multiple:g}:{seed}", partial(self._train, batch, steps, multiple, seed))
+        return math.inf if found is None else float(found)
+
+    def _train(self, batch: int, steps: int, multiple: float, seed: int) -> float | None:
+        workload, train = self.builder.workload, self.builder.examples.split("train")
+        own = workload.training
+        rate = multiple * learning_rate(own.learning_rate, own.batch_size, batch, optimizer=own.optimizer, critical=self.critical)
+        config = dataclasses.replace(
+            own, batch_size=batch, accumulate=parts_of(batch, 4096), learning_rate=rate, warmup=WARMUP, epochs=(steps - 0.5) * batch / len(train)
+        )
+        model = self.builder.fresh(seed)
+        try:
+            fit(model, train, workload.loss_function(), config, seed=seed)
+        except DivergedError:
+            return None
+        loss = loss_on(model, self.judged, workload.loss_function())
+        return loss if math.isfinite(loss) else None
+
+
+def picture(rows: list[dict[str, Any]]) -> str:
+    """A panel a net: time to the target by batch size, predicted (line with its band) and measured (points with their range)."""
+    width, height = 2 * PANEL[0], (len(rows) + 1) // 2 * PANEL[1]
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="#222">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for i, row in enumerate(rows):
+        lines += [f'<g transform="translate({i % 2 * PANEL[0]} {i // 2 * PANEL[1]})">', *panel(row), "</g>"]
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def panel(row: dict[str, Any]) -> list[str]:
+    reached = {r["batch"]: [s for s in r["seconds"] if s is not None] for r in row["sizes"]}
+    predicted = {r["batch"]: r["predicted"] for r in row["sizes"] if r["predicted"]}
+    ends = [s for values in reached.values() for s in values] + [p[k] for p in predicted.values() for k in ("low", "high")]
+    across, up = Log(0.8, 1.25 * max(reached)), Log(min(ends) / 1.2, min(max(ends), 30 * min(ends)) * 1.2)
+    wide, high = PANEL[0] - LEFT - 12, PANEL[1] - TOP - 30
+
+    def x(value: float) -> float:
+        return round(LEFT + across(value) / 100 * wide, 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (1 - up(value) / 100) * high, 1)
+
+    lines = [f'<text x="{LEFT}" y="16" font-weight="bold">{row["net"]}</text>', f'<text x="{LEFT}" y="30">seconds to the target, by batch size</text>']
+    for tick in up.ticks(lambda v, _: f"{v:g}"):
+        level = round(TOP + (1 - tick.at / 100) * high, 1)
+        lines += [f'<path d="M{LEFT} {level}H{LEFT + wide}" stroke="#ddd"/>', f'<text x="{LEFT - 6}" y="{level + 4}" text-anchor="end">{tick.text}</text>']
+    lines += [f'<text x="{x(b)}" y="{TOP + high + 16}" text-anchor="middle">{b:,}</text>' for b in SIZES[::2] if b in reached]
+    if predicted:
+        above = "L".join(f"{x(b)} {y(p['high'])}" for b, p in predicted.items())
+        below = "L".join(f"{x(b)} {y(p['low'])}" for b, p in reversed(predicted.items()))
+        lines.append(f'<path d="M{above}L{below}Z" fill="#06c" fill-opacity="0.15"/>')
+        middle = "L".join(f"{x(b)} {y(p['value'])}" for b, p in predicted.items())
+        lines.append(f'<path d="M{middle}" fill="none" stroke="#06c" stroke-width="2"/>')
+    for batch, seconds in reached.items():
+        colour = "#b40" if batch == row["recommended"] else "#222"
+        if not seconds:
+            lines.append(f'<text x="{x(batch)}" y="{TOP + 10}" text-anchor="middle" fill="{colour}">✗</text>')
+            continue
+        lines.append(f'<path d="M{x(batch)} {y(min(seconds))}V{y(max(seconds))}" stroke="{colour}"/>')
+        lines.append(f'<circle cx="{x(batch)}" cy="{y(float(np.mean(seconds)))}" r="4" fill="{colour}"/>')
+    return lines
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(device.cores())
+    main()

@@ -1,0 +1,75 @@
+"""Another optimizer, rate, schedule and length of training, at the same quality."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from tenfold.lever import Config, Refusal, Situation, Stage
+from tenfold.plan import Plan
+from tenfold.train.config import TrainConfig
+from tenfold.tune import first_length, hindrance, next_round, whole_seconds
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1},
+    "adamw": {"optimizer": "adamw", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 2e-3},
+    "lion": {"optimizer": "lion", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 3e-4},
+    "muon": {"optimizer": "muon", "momentum": 0.95, "second_beta": 0.99, "learning_rate": 5e-3},
+    "schedule-free": {"optimizer": "adamw", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 4e-3, "schedule": "free", "average": 0.0},
+}
+"""With a usual rate for batches of 128, where the workload does not say its own."""
+NEEDS = {"lion": "lion_pytorch", "schedule-free": "schedulefree"}
+RATES = (1 / 3, 1.0, 3.0)
+SCHEDULES = ({"schedule": "linear", "average": 0.0}, {"schedule": "one_cycle", "average": 0.0}, {"schedule": "stable", "average": 0.1})
+SHARE = 0.8
+"""Of the budget that is left, for all families together: each has the same part of it."""
+
+
+class Optimizer:
+    name = "optimizer"
+    stages: tuple[Stage, ...] = (Stage.TRAIN,)
+    rank = 0
+    touches = frozenset({"training"})
+    summary = "another optimizer, rate, schedule and length of training"
+
+    def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
+        if (reason := hindrance(situation)) is not None:
+            return Refusal(reason)
+        families = {name: _ways(name, situation.plan.training) for name in _in_order(situation.plan.training)}
+        part = SHARE * (situation.budget + sum(t.training_seconds for t in situation.tried)) / len(families)
+        for ways in families.values():
+            mine = [t for t in situation.tried if {k: v for k, v in t.config.items() if k != "epochs"} in ways]
+            if sum(t.training_seconds for t in mine) >= part:
+                continue
+            length = first_length(len(ways), part, whole_seconds(situation))
+            more = next_round(ways, mine, length=length, whole=situation.plan.training.epochs, margin=situation.margin)
+            if more:
+                return more
+        return ()
+
+    def apply(self, plan: Plan, config: Config) -> Plan:
+        return dataclasses.replace(plan, training=dataclasses.replace(plan.training, **config))
+
+
+def _in_order(training: TrainConfig) -> list[str]:
+    """The families, that of the training itself first: it is what the others are compared with."""
+    own = "schedule-free" if training.schedule == "free" else training.optimizer
+    return [own, *(name for name in FAMILIES if name != own and (name not in NEEDS or find_spec(NEEDS[name])))]
+
+
+def _ways(family: str, training: TrainConfig) -> list[Config]:
+    """Rates around the usual one, each with a plain schedule; and the usual one with the others."""
+    usual = dict(FAMILIES[family])
+    if family == _in_order(training)[0]:
+        usual |= {k: getattr(training, k) for k in usual if k != "average"}
+    else:
+        usual["learning_rate"] = usual["learning_rate"] * (training.batch_size / 128) ** (1.0 if usual["optimizer"] == "sgd" else 0.5)
+    if "schedule" in usual:
+        return [{**usual, "learning_rate": usual["learning_rate"] * rate} for rate in RATES]
+    ways = [{**usual, **SCHEDULES[0], "learning_rate": usual["learning_rate"] * rate} for rate in RATES]
+    return ways + [{**usual, **schedule} for schedule in SCHEDULES[1:]]
+
+
+lever = Optimizer()

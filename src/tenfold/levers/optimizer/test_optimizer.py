@@ -1,0 +1,101 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tenfold.build import Builder
+from tenfold.lever import Config, Refusal, Stage, Tried
+from tenfold.levers.optimizer import FAMILIES
+from tenfold.plan import Plan
+from tenfold.testing import LeverContract
+from tenfold.tune import first_length, next_round
+from tenfold.verdict import Decision, Interval, Verdict
+
+
+def tried(config: Config, quality: float | None, gain: float = 1.0, seconds: float = 1.0) -> Tried:
+    at = Interval(value=quality, low=quality - 0.01, high=quality + 0.01) if quality is not None else None
+    cost = Interval(value=gain, low=gain, high=gain) if quality is not None else None
+    return Tried(config=config, verdict=Verdict(decision=Decision.REFUSE, reason="", quality=at, cost=cost), gain=cost, training_seconds=seconds)
+
+
+class TestOptimizer(LeverContract):
+    name = "optimizer"
+    objective = "train"
+
+    def test_is_refused_where_it_can_do_nothing(self, lever, small_builder: Builder, plan: Plan) -> None:
+        serving = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, objective="serve"))
+        assert isinstance(serving, Refusal)
+        assert "--objective train" in serving.reason
+        given = dataclasses.replace(small_builder.workload, pretrained="weights.safetensors")
+        answer = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, workload=given))
+        assert isinstance(answer, Refusal)
+        assert "given trained" in answer.reason
+
+    def test_families_come_one_after_the_other_that_of_the_baseline_first(self, lever, small_builder: Builder, plan: Plan) -> None:
+        seen: list[str] = []
+        so_far: tuple[Tried, ...] = ()
+        for _ in range(60):
+            answer = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, tried=so_far))
+            if not answer:
+                break
+            seen += [f"{c['optimizer']}{' free' if c['schedule'] == 'free' else ''}" for c in answer]
+            so_far += tuple(tried(c, -1.0) for c in answer)
+        assert list(dict.fromkeys(seen)) == ["adamw", "sgd", "lion", "muon", "adamw free"]
+        assert len(FAMILIES) == 5
+        own = [t.config for t in so_far if t.config["optimizer"] == "adamw" and t.config["schedule"] != "free"]
+        assert small_builder.workload.training.learning_rate in {c["learning_rate"] for c in own}
+        assert max(c["epochs"] for c in own) == small_builder.workload.training.epochs, "what is not good enough is made as long as the baseline"
+
+    def test_each_family_has_the_same_part_of_the_time(self, lever, small_builder: Builder, plan: Plan) -> None:
+        first = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0))
+        dear = tuple(tried(c, -1.0, seconds=25.0) for c in first)  # 125 of 625 seconds, its part 100
+        answer = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0, tried=dear))
+        assert {c["optimizer"] for c in answer} == {"sgd"}
+
+
+# ---------------------------------------------------------------- rounds
+
+WAYS: list[dict[str, Any]] = [{"rate": r} for r in range(9)]
+
+
+def rounds(quality_of, whole: float = 64.0) -> list[list[Config]]:
+    """All rounds, where `quality_of` (rate, epochs) says what comes of a training."""
+    out: list[list[Config]] = []
+    so_far: list[Tried] = []
+    while more := next_round(WAYS, so_far, length=1 / 16, whole=whole, margin=0.02):
+        out.append(more)
+        so_far += [tried(c, quality_of(c["rate"], c["epochs"]), gain=whole / c["epochs"]) for c in more]
+        assert len(out) < 20
+    return out
+
+
+def test_rounds_are_twice_as_long_and_of_a_third_as_many_until_one_is_good_enough():
+    found = rounds(lambda rate, epochs: -0.1 * abs(rate - 4) - 0.4 / epochs)
+    assert [(len(r), r[0]["epochs"]) for r in found] == [(9, 4.0), (3, 8.0), (1, 16.0), (1, 32.0), (1, 64.0), (1, 45.0)]
+    assert {c["rate"] for c in found[1]} == {3, 4, 5}
+    assert all(r[0]["rate"] == 4 for r in found[2:])
+    # −0.4 / 45 is within half a margin, so that is what was sought; 32 were too few
+
+
+def test_what_is_good_at_once_is_tried_shorter():
+    found = rounds(lambda rate, _: 0.0 if rate == 2 else -1.0)
+    assert [(len(r), r[0]["epochs"]) for r in found] == [(9, 4.0), (1, 2.0), (1, 1.0)]
+    assert all(r[0]["rate"] == 2 for r in found[1:])
+
+
+def test_it_ends_where_nothing_becomes_good_and_what_failed_is_left_out():
+    found = rounds(lambda rate, _: None if rate > 3 else -1.0)
+    assert [len(r) for r in found] == [9, 2, 1, 1, 1]
+    assert found[-1][0]["epochs"] == 64.0
+    assert len(rounds(lambda *_: None)) == 1
+
+
+def test_a_way_that_costs_less_is_worth_some_quality():
+    config = [{"rate": r, "epochs": 4.0} for r in (0, 1, 2)]
+    so_far = [tried(config[0], -0.30, gain=8.0), tried(config[1], -0.27, gain=4.0), tried(config[2], -0.25, gain=2.0)]
+    assert next_round(WAYS[:3], so_far, length=1 / 16, whole=64.0, margin=0.02)[0]["rate"] == 0
+
+
+@pytest.mark.parametrize(("ways", "share", "whole", "wanted"), [(9, 270.0, 100.0, 0.1), (9, 1e9, 100.0, 1 / 4), (9, 1.0, 100.0, 1 / 64)])
+def test_the_first_length_is_what_the_time_allows(ways, share, whole, wanted):
+    assert first_length(ways, share, whole) == pytest.approx(wanted)
