@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from tenfold.pipeline import Result, run
 from tenfold.testing import small_builder, small_workload
@@ -38,6 +39,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
         del os.environ["TENFOLD_CACHE"]
     else:
         os.environ["TENFOLD_CACHE"] = before
+
+
+@pytest.fixture
+def one_thread():
+    """Models as small as those of tests are slower on two threads, much slower where another process wants the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

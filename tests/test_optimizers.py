@@ -22,6 +22,8 @@ from tenfold.train.loop import fit, predict
 from tenfold.train.optimizers import FlatMuon, make_optimizer, set_rate
 from tenfold.train.schedule import FIRST, momentum_at, rate_factor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.normal(size=(200, 2, 8, 8)).astype(np.float32), RNG.integers(0, 2, 200)
 IMAGES[:, 0, :4] += LABELS[:, None, None].astype(np.float32)
@@ -39,14 +41,6 @@ WAYS = {
     "cosine": {"schedule": "cosine", "learning_rate": 1e-2},
     "stable": {"schedule": "stable", "learning_rate": 1e-2},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Net(nn.Module):

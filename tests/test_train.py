@@ -23,18 +23,11 @@ from tenfold.train.loop import fit, predict
 from tenfold.train.optimizers import make_optimizer
 from tenfold.train.schedule import rate_factor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 VECTORS = Split(inputs=(RNG.normal(size=(50, 6)).astype(np.float32),), targets=RNG.integers(0, 3, size=50))
 IMAGES = Split(inputs=(RNG.integers(0, 256, size=(40, 1, 8, 8), dtype=np.uint8),), targets=RNG.integers(0, 3, size=40))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models as small as these are slower on two threads, much slower where another process wants the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mlp() -> nn.Module:

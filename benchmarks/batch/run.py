@@ -117,7 +117,7 @@ def measured(name: str, folder: Path, budget: float) -> dict[str, Any]:
         multiple = min(MULTIPLES, key=lambda m: runs.loss(size, first, m, 0))
         seconds = []
         for seed in SEEDS:
-            run = partial(_loss, runs, size, multiple, seed)
+            run = partial(runs.loss, size, multiple=multiple, seed=seed)
             losses = by_length({first: run(first)}, target, run, most / time.at(size))
             reached = steps_to(target, sorted(losses), [losses[n] for n in sorted(losses)])
             seconds.append(None if reached is None else reached * time.at(size))
@@ -132,10 +132,6 @@ def measured(name: str, folder: Path, budget: float) -> dict[str, Any]:
         "net": name, "target": target, "recommended": recommended, "best": best, "base": base, "critical": found["critical"],
         "step_milliseconds": time.at(base) * 1e3, "sizes": rows, "regret": regret_of(by_size[recommended], by_size[best]),
     }  # fmt: skip
-
-
-def _loss(runs: Runs, size: int, multiple: float, seed: int, steps: int) -> float:
-    return runs.loss(size, steps, multiple, seed)
 
 
 def regret_of(recommended: np.ndarray, best: np.ndarray) -> dict[str, float]:

@@ -22,6 +22,7 @@ from tenfold.build import Builder
 from tenfold.errors import first_line
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import Loss
+from tenfold.train.recompute import bytes_of, memory_of
 
 EXAMPLES = 4
 
@@ -90,17 +91,17 @@ def _work(run: Callable[[], None], examples: int) -> Work:
 
 def _kept(train: Callable[[], None], model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Bytes of what is saved for the backward pass."""
-    apart = {_memory(t) for t in (*model.parameters(), *model.buffers(), *inputs)}
+    apart = {memory_of(t) for t in (*model.parameters(), *model.buffers(), *inputs)}
     saved: dict[int, Tensor] = {}  # that they are held keeps their memory from being another's
 
     def pack(tensor: Tensor) -> Tensor:
-        if _memory(tensor) not in apart:
-            saved[_memory(tensor)] = tensor
+        if memory_of(tensor) not in apart:
+            saved[memory_of(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         train()
-    return sum(t.untyped_storage().nbytes() for t in saved.values())
+    return bytes_of(saved.values())
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -124,7 +125,3 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._after[tensor.untyped_storage()] = at
         self.longest = max(self.longest, at)
         return out
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

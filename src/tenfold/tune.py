@@ -61,7 +61,7 @@ def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float,
         length: of the first round, in trainings of the baseline.
         whole: epochs of the baseline's training.
     """
-    mine = [t for t in tried if _way(t.config) in ways]
+    mine = [t for t in tried if way_of(t.config) in ways]
     if not mine:
         return [{**way, "epochs": _some(length * whole, whole)} for way in ways]
     measured = [t for t in mine if t.verdict.quality is not None and t.gain is not None]
@@ -78,7 +78,7 @@ def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float,
 
 def _shorter(best: Tried, tried: Sequence[Tried], good: Sequence[Tried], whole: float) -> list[Config]:
     """The best way once more, shorter: between what was good enough and what was not, or by half where all of its lengths were."""
-    alike = [t for t in tried if _way(t.config) == _way(best.config)]
+    alike = [t for t in tried if way_of(t.config) == way_of(best.config)]
     now = float(best.config["epochs"])
     failed = max((float(t.config["epochs"]) for t in alike if t.config["epochs"] < now), default=0.0)
     shorter = _some(now / (BETWEEN if failed else LONGER), whole)
@@ -86,7 +86,8 @@ def _shorter(best: Tried, tried: Sequence[Tried], good: Sequence[Tried], whole: 
     return [{**best.config, "epochs": shorter}] if worth else []
 
 
-def _way(config: Config) -> Config:
+def way_of(config: Config) -> Config:
+    """A config without its length."""
     return {k: v for k, v in config.items() if k != "epochs"}
 
 

@@ -109,14 +109,14 @@ def blocks_of(model: nn.Module, step: Callable[[], Tensor]) -> list[Block]:
         if isinstance(module, (nn.Sequential, nn.ModuleList)) for child, _ in module.named_children()
     }  # fmt: skip
     blocks = {name: Block(name=name) for name in sorted(names)}
-    weights = {_memory(t) for t in (*model.parameters(), *model.buffers())}
+    weights = {memory_of(t) for t in (*model.parameters(), *model.buffers())}
     times: dict[str, list[float]] = {name: [] for name in blocks}
     given: dict[str, dict[int, Tensor]] = {}
     saved: dict[str, dict[int, Tensor]] = {name: {} for name in ("", *blocks)}  # "" is all that is saved; held, so that no memory becomes another's
     open_now: list[tuple[str, float]] = []
 
     def enter(name: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        given[name] = {_memory(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given[name] = {memory_of(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         blocks[name].calls += 1
         open_now.append((name, time.perf_counter()))
 
@@ -124,7 +124,7 @@ def blocks_of(model: nn.Module, step: Callable[[], Tensor]) -> list[Block]:
         times[name].append(time.perf_counter() - open_now.pop()[1])
 
     def pack(tensor: Tensor) -> Tensor:
-        at = _memory(tensor)
+        at = memory_of(tensor)
         if at not in weights:
             for name in ("", *(name for name, _ in open_now if at not in given[name])):
                 saved[name][at] = tensor
@@ -138,8 +138,8 @@ def blocks_of(model: nn.Module, step: Callable[[], Tensor]) -> list[Block]:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             step()
         for name, block in blocks.items():
-            block.kept = _bytes(saved[name].values())
-            block.inputs = _bytes(t for at, t in given.get(name, {}).items() if at not in weights and at not in saved[""])
+            block.kept = bytes_of(saved[name].values())
+            block.inputs = bytes_of(t for at, t in given.get(name, {}).items() if at not in weights and at not in saved[""])
         once = [block for block in blocks.values() if block.calls == 1]
         saved.clear()
         given.clear()
@@ -150,7 +150,8 @@ def blocks_of(model: nn.Module, step: Callable[[], Tensor]) -> list[Block]:
     return [b for b in once if b.kept > b.inputs]
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of the memory behind tensors."""
     return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
@@ -175,5 +176,6 @@ def cheapest(blocks: Sequence[Block], whole: int, aim: float) -> list[str]:
     return sorted(b.name for b in chosen)
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """A number that tensors share which are views of the same memory, as long as one of them lives."""
     return int(tensor.untyped_storage()._cdata)

@@ -10,7 +10,7 @@ from typing import Any
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import Plan
 from tenfold.train.config import TrainConfig
-from tenfold.tune import first_length, hindrance, next_round, whole_seconds
+from tenfold.tune import first_length, hindrance, next_round, way_of, whole_seconds
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1},
@@ -40,7 +40,7 @@ class Optimizer:
         families = {name: _ways(name, situation.plan.training) for name in _in_order(situation.plan.training)}
         part = SHARE * (situation.budget + sum(t.training_seconds for t in situation.tried)) / len(families)
         for ways in families.values():
-            mine = [t for t in situation.tried if {k: v for k, v in t.config.items() if k != "epochs"} in ways]
+            mine = [t for t in situation.tried if way_of(t.config) in ways]
             if sum(t.training_seconds for t in mine) >= part:
                 continue
             length = first_length(len(ways), part, whole_seconds(situation))
