@@ -46,6 +46,7 @@ def bare() -> dict[str, Any]:
     result["baseline"]["quality"] |= {"confirm": None, "test": None}
     result["baseline"]["training"] = None
     result["profile"] = {"reason": "an operator cannot be counted"}
+    result["training_memory"] = None
     result["gain"] = dict.fromkeys(result["gain"])
     for empty in ("ladder", "candidates", "sequence", "points", "slices", "disagreements", "notices"):
         result[empty] = []
@@ -188,6 +189,13 @@ _RESULT: dict[str, Any] = {
         "prediction": {"products": 1_204_224.0, "bytes": 402_112.5, "sequential": 14},
         "training": {"products": 3_411_968.0, "bytes": 1_310_720.25, "sequential": 41},
         "kept": 98_304.0,
+    },
+    "training_memory": {
+        "ways": [
+            {"what": "as it is", "change": {}, "bytes": 48_234_496, "times": interval(1.0, 1.0, 1.0)},
+            {"what": "half of the activations", "change": {"recompute": ["blocks.0", "blocks.1"]}, "bytes": 25_165_824, "times": interval(1.2131, 1.1904, 1.2388)},
+            {"what": "the optimizer's state in bfloat16", "change": {"state": "bfloat16"}, "bytes": 44_040_192, "times": interval(1.0411, 1.0213, 1.0629)},
+        ],
     },
     "ladder": [
         {

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tenfold.bundle import GOLDEN_EXAMPLES, Bundle, BundleError, CpuClassWarning, file_hash, golden_inputs
+from tenfold.bundle import GOLDEN_EXAMPLES, Bundle, BundleError, CpuClassWarning, golden_inputs
 from tenfold.errors import TenfoldError
 from tenfold.pipeline import Result
+from tenfold.store import file_hash
 from tenfold.testing import blobs
 
 

@@ -15,6 +15,7 @@ from tenfold.cli import seconds
 from tenfold.errors import TenfoldError
 from tenfold.pipeline import Result
 from tenfold.testing import blobs
+from tenfold.verdict import COST_BAR
 
 Tenfold = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -187,8 +188,9 @@ def test_compare_is_the_guard_alone(tenfold: Tenfold, small_builder, tmp_path: P
     found = json.loads(done.stdout)
     assert done.returncode == found["exit_code"]
     assert found["quality_difference"]["low"] >= -found["margin"]
-    same = tenfold("compare", good, good, task)
-    assert same.returncode == 3, "the same model is not cheaper than itself"
+    same = json.loads(tenfold("compare", good, good, task, "--json").stdout)
+    assert same["quality_difference"]["value"] == 0
+    assert (same["exit_code"] == 3) is (same["cost_ratio"]["low"] < COST_BAR), "what is as good has to be cheaper too"
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     refused(tenfold("compare", good, tmp_path / "junk.onnx", task), "junk.onnx")
 

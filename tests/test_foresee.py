@@ -12,6 +12,7 @@ from tenfold.insights import confidence
 from tenfold.lever import Part
 from tenfold.recipe import Recipe
 from tenfold.testing import part
+from tenfold.verdict import ONE_SIDED, safety_of
 
 
 def test_what_is_foreseen_is_what_handing_on_would_give() -> None:
@@ -144,12 +145,12 @@ def test_safety_is_how_often_certification_lets_through(n: int, tested: int) -> 
     rng = np.random.default_rng(8)
     margin, deviation = 0.02, 0.25
     for wanted, often in ((1.28, 0.9), (0.0, 0.5), (-0.4, 0.34)):
-        quality = wanted * deviation * np.sqrt(1 / n + 1 / tested) - margin + foresee.ONE_SIDED * deviation / np.sqrt(tested)
-        assert foresee._safety(quality, deviation, margin, n, tested) == pytest.approx(wanted)
+        quality = wanted * deviation * np.sqrt(1 / n + 1 / tested) - margin + ONE_SIDED * deviation / np.sqrt(tested)
+        assert safety_of(quality, deviation, margin, n, tested) == pytest.approx(wanted)
         true = quality + rng.normal(0, deviation / np.sqrt(n), 20_000)
         on_test = true + rng.normal(0, deviation / np.sqrt(tested), 20_000)
-        assert (on_test - foresee.ONE_SIDED * deviation / np.sqrt(tested) >= -margin).mean() == pytest.approx(often, abs=0.02)
-    assert foresee._safety(0.0, 0.0, margin, n, tested) == np.inf
+        assert (on_test - ONE_SIDED * deviation / np.sqrt(tested) >= -margin).mean() == pytest.approx(often, abs=0.02)
+    assert safety_of(0.0, 0.0, margin, n, tested) == np.inf
 
 
 def test_more_is_handed_on_where_less_is_known() -> None:
@@ -195,7 +196,7 @@ def test_what_luck_there_is_in_choosing_is_taken_off(monkeypatch) -> None:
         for splits, kept in above.items():
             monkeypatch.setattr(foresee, "SPLITS", splits)
             for found in foresee.best(parts, margin, tested=tested):
-                kept.append(elsewhere(found, many) >= foresee.ONE_SIDED * found.deviation / np.sqrt(tested) - margin)
+                kept.append(elsewhere(found, many) >= ONE_SIDED * found.deviation / np.sqrt(tested) - margin)
     blind, seeing = above.values()
     assert len(blind) == 16
     assert len(seeing) >= 10

@@ -18,6 +18,7 @@ from tenfold.train import loop
 from tenfold.train.average import renormalise
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import Feed, stretches_of
+from tenfold.train.halved import rounded
 from tenfold.train.loop import fit, predict
 from tenfold.train.optimizers import FlatMuon, make_optimizer, set_rate
 from tenfold.train.schedule import FIRST, momentum_at, rate_factor
@@ -36,6 +37,8 @@ WAYS = {
     "schedule-free sgd": {"optimizer": "sgd", "schedule": "free", "learning_rate": 0.5},
     "schedule-free adamw": {"schedule": "free", "learning_rate": 1e-2},
     "averaged": {"optimizer": "sgd", "learning_rate": 0.05, "average": 0.4},
+    "state in bfloat16": {"learning_rate": 1e-2, "state": "bfloat16"},
+    "muon, state in bfloat16": {"optimizer": "muon", "learning_rate": 1e-2, "state": "bfloat16"},
     "growing": {"learning_rate": 3e-3, "batch_size": 4, "grow": 8},
     "one cycle": {"schedule": "one_cycle", "learning_rate": 1e-2},
     "cosine": {"schedule": "cosine", "learning_rate": 1e-2},
@@ -129,6 +132,60 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adamw(la
     assert (before["out.weight"] - model.out.weight.detach()).abs().max() == pytest.approx(0.01, rel=0.02)
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_rounding_at_random_is_right_in_the_mean():
+    torch.manual_seed(0)
+    values = torch.tensor([1.001, -3.14159, 0.0, 1e-8]).repeat(20_000, 1)
+    drawn = rounded(values)
+    assert drawn.dtype == torch.bfloat16
+    assert drawn.float().mean(0).tolist() == pytest.approx(values[0].tolist(), rel=2e-4)
+    assert (drawn.float() - values).abs().max() < 3.2 * 2**-7
+    assert torch.equal(rounded(torch.tensor([1.5, -2.0])).float(), torch.tensor([1.5, -2.0])), "what bfloat16 can hold stays"
+
+
+def test_roundings_come_in_the_order_of_parameters():
+    """As a checkpoint is read, state comes in another order; twelve parameters sort otherwise as texts than as numbers."""
+
+    def optimizer_of() -> torch.optim.Optimizer:
+        model = nn.ParameterList(nn.Parameter(torch.full((3, 3), float(i + 1))) for i in range(12))
+        made = make_optimizer(model, TrainConfig(state="bfloat16"))
+        for p in model:
+            p.grad = torch.full_like(p, 0.3)
+        return made
+
+    plain, turned = optimizer_of(), optimizer_of()
+    for optimizer in (plain, turned):
+        torch.manual_seed(0)
+        optimizer.step()
+    turned.state = type(turned.state)(dict, dict(reversed(turned.state.items())))
+    for optimizer in (plain, turned):
+        torch.manual_seed(1)
+        optimizer.step()
+    for mine, other in zip(plain.param_groups[0]["params"], turned.param_groups[0]["params"], strict=True):
+        assert torch.equal(plain.state[mine]["exp_avg"], turned.state[other]["exp_avg"])
+
+
+def test_a_moving_average_that_bfloat16_could_not_move_arrives():
+    """Rounded to nearest, steps of a thousandth of the way would be lost."""
+    torch.manual_seed(0)
+    mean = torch.ones(1_000)
+    for _ in range(2_000):
+        mean = rounded(mean + 0.001 * (2 - mean)).float()
+    assert float(mean.mean()) == pytest.approx(2 - math.exp(-2), abs=0.01)
+
+
+@pytest.mark.parametrize("way", ["state in bfloat16", "muon, state in bfloat16"])
+def test_state_takes_half_the_memory(way):
+    sizes = []
+    for state in ("bfloat16", "float32"):
+        model = Net()
+        optimizer = make_optimizer(model, config_of(way, state=state))
+        cross_entropy(model(torch.from_numpy(IMAGES)), torch.from_numpy(SPLIT.targets)).backward()
+        optimizer.step()
+        tensors = [t for inner in getattr(optimizer, "inner", [optimizer]) for state in inner.state.values() for t in state.values()]
+        sizes.append(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)))
+    assert sizes[0] < 0.52 * sizes[1]
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tenfold.build import Builder
 from tenfold.data.split import Split
+from tenfold.execute import Evaluator, plain_session
+from tenfold.plan import Plan
+from tenfold.savings import savings, savings_of
+from tenfold.store import Store
 from tenfold.train.config import TrainConfig
 from tenfold.train.loop import fit
 from tenfold.train.recompute import Block, Peak, blocks_of, cheapest, recomputing
+from tenfold.workload import Workload, load
 
 RNG = np.random.default_rng(0)
 SPLIT = Split(inputs=(RNG.normal(size=(64, 4, 8, 8)).astype(np.float32),), targets=RNG.integers(0, 3, 64))
@@ -108,3 +117,52 @@ def test_those_that_free_most_for_their_cost_come_first() -> None:
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(AttributeError, match="nowhere"), recomputing(Deep(), ["nowhere"]):
         pass
+
+
+# ---------------------------------------------------------------- what it saves
+
+
+def test_ways_to_save_memory_are_measured(tmp_path: Path) -> None:
+    workload = Workload(model=Deep, train=SPLIT, valid=SPLIT, confirm=SPLIT, test=SPLIT, margin=0.1, training=TrainConfig(epochs=1, batch_size=16))
+    builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
+    evaluator = Evaluator(builder, Plan(training=workload.training, session=plain_session()), "train")
+    found = {s.what: s for s in savings(evaluator, workload.training, rounds=3)}
+    plain, half = found["as it is"], found["half of the activations"]
+    assert plain.change == {}
+    assert plain.times.value == 1.0
+    assert half.bytes < 0.75 * plain.bytes, "gradients and the optimizer's state stay"
+    assert half.change["recompute"]
+    assert {*half.change["recompute"]} <= {name for name, _ in builder.fresh().named_modules()}
+    state = found["the optimizer's state in bfloat16"]
+    weights = sum(p.numel() for p in Deep().parameters())
+    assert plain.bytes - state.bytes == pytest.approx(4 * weights, rel=0.3), "two moments of two bytes less each"
+    assert found["all of these"].bytes < min(s.bytes for name, s in found.items() if name != "all of these")
+    assert all(0 < s.times.low <= s.times.value <= s.times.high for s in found.values())
+    assert json.loads(json.dumps(savings_of(evaluator, workload.training)))["ways"][0]["what"] == "as it is"
+
+
+class Wayward(Deep):
+    """What it computes depends on how often it was called, so that it cannot be computed again."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Wayward.calls += 1
+        if Wayward.calls > 3:
+            raise ValueError("no more")
+        return super().forward(x)
+
+
+def test_a_model_that_fails_is_said_and_ends_nothing(tmp_path: Path) -> None:
+    workload = Workload(model=Wayward, train=SPLIT, valid=SPLIT, confirm=SPLIT, test=SPLIT, margin=0.1, training=TrainConfig(epochs=1, batch_size=16))
+    builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
+    evaluator = Evaluator(builder, Plan(training=workload.training, session=plain_session()), "train")
+    assert savings_of(evaluator, workload.training) == {"reason": "no more"}
+
+
+def test_what_has_no_state_and_no_micro_batches_is_not_offered(tmp_path: Path) -> None:
+    training = TrainConfig(epochs=1, batch_size=15, optimizer="sgd", momentum=0.0)
+    workload = Workload(model=Deep, train=SPLIT, valid=SPLIT, confirm=SPLIT, test=SPLIT, margin=0.1, training=training)
+    builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
+    found = {s.what for s in savings(Evaluator(builder, Plan(training=training, session=plain_session()), "train"), training, rounds=2)}
+    assert not found & {"the optimizer's state in bfloat16", "twice as many micro-batches"}

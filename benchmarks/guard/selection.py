@@ -8,7 +8,7 @@ import numpy as np
 from plants import Offer, Scores, draw_together
 from rules import difference, exact_rate
 
-from tenfold.certify import CONFIRMED, Standing, front, order_candidates
+from tenfold.certify import CONFIRMED, Standing, front, order_candidates, safety
 from tenfold.verdict import COST_BAR, Decision, Interval, certify, choose, exact_ratio, fixed_sequence
 
 
@@ -34,9 +34,9 @@ def select(offers: list[Offer], valid: Scores, confirm: Scores, test: Scores, ma
         if cost.low >= COST_BAR and choose(_interval(valid, c), cost, margin).decision is Decision.TAKE
     ]
     standings = [
-        Standing(recipe=s.recipe, quality=_interval(confirm, int(s.recipe)), gain=s.gain) for s in front(taken, CONFIRMED)
+        Standing(recipe=s.recipe, quality=_interval(confirm, int(s.recipe)), gain=s.gain) for s in front(taken, CONFIRMED, safety(margin, valid.n, test.n))
     ]
-    sequence = tuple(int(s.recipe) for s in order_candidates(standings, margin))
+    sequence = tuple(int(s.recipe) for s in order_candidates(standings, margin, n=confirm.n, tested=test.n))
     last = fixed_sequence(certify(_interval(test, c), margin, test.n) for c in sequence)
     return Outcome(sequence=sequence, shipped=None if last is None else sequence[last])
 

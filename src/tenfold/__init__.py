@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tenfold.errors import TenfoldError as TenfoldError
     from tenfold.pipeline import Result as Result
     from tenfold.pipeline import run as run
+    from tenfold.renew.update import Update as Update
+    from tenfold.renew.update import update as update
     from tenfold.train.augment import shift_and_flip as shift_and_flip
     from tenfold.train.config import TrainConfig as TrainConfig
     from tenfold.workload import Workload as Workload
@@ -28,10 +30,12 @@ _HOME = {
     "Split": "tenfold.data.split",
     "TenfoldError": "tenfold.errors",
     "TrainConfig": "tenfold.train.config",
+    "Update": "tenfold.renew.update",
     "Workload": "tenfold.workload",
     "compare": "tenfold.compare",
     "run": "tenfold.pipeline",
     "shift_and_flip": "tenfold.train.augment",
+    "update": "tenfold.renew.update",
 }
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the names above
 

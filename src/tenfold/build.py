@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,21 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import nn
 
 from tenfold import __version__, device
 from tenfold.data.split import Array, Split
-from tenfold.engine import open_session, run_in_batches, survives
+from tenfold.engine import SessionConfig, open_session, run_in_batches, survives
 from tenfold.errors import ExportError, TenfoldError, WorkloadError, first_line
 from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
 from tenfold.plan import GraphPass, Materials, ModelPass, Plan
-from tenfold.store import Step, Store, write_atomic
+from tenfold.recipe import digest
+from tenfold.store import Step, Store, file_hash
 from tenfold.teaching import learning_key, teacher_of
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import Progress, fit, pick_device, predict
-from tenfold.workload import Examples, Workload, class_axis, code_identity, identity
+from tenfold.weights import load_weights, save_weights
+from tenfold.workload import Examples, Workload, class_axis, identity, metric_identity
 
 KEPT_BYTES = 1 << 28
 """Of all answers on a split, above which their scores alone are kept."""
@@ -54,7 +55,15 @@ class Builder:
         threads: int,
         note: Note | None = None,
         on_step: OnStep | None = None,
+        begins: Mapping[str, Path] | None = None,
+        rate: float = 1.0,
     ) -> None:
+        """
+        Args:
+            begins: files of weights that trainings begin with, instead of new ones, by `place_of` the plan that each comes to. (A pass that
+                leaves the structure as it is goes on from the weights before it.)
+            rate: times the usual learning rate, where a model pass has one of its own.
+        """
         self.workload = workload
         self.examples = examples
         self.store = store
@@ -62,6 +71,8 @@ class Builder:
         self.threads = threads
         self.note = note
         self.on_step = on_step
+        self.begins = {place: (path, file_hash(path)) for place, path in (begins or {}).items()}
+        self.rate = rate
         self.seconds_left: Callable[[], float] = lambda: float("inf")
         """Of the budget, once there is one."""
         self._spent = 0.0  # seconds of all steps in this sitting, nested ones counted once
@@ -148,7 +159,24 @@ class Builder:
             "training": plan.training.to_json(),
             "seed": plan.seed,
             "environment": self.environment(),
+            **self._begun(dataclasses.replace(plan, model_passes=())),
         }
+
+    def _begun(self, plan: Plan) -> dict[str, Any]:
+        """What the weights that a plan's last training begins with are."""
+        begin = self._beginning(plan)
+        return {} if begin is None else {"begins": begin[1], "rate": self.rate}
+
+    def _begin(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """The model, with the weights that the plan's last training begins with, where they are not its own."""
+        if (begin := self._beginning(plan)) is not None:
+            load_weights(model, begin[0])
+        return model
+
+    def _beginning(self, plan: Plan) -> tuple[Path, str] | None:
+        """The file of weights that a plan's last training begins with, and its hash."""
+        stays = bool(plan.model_passes) and not plan.model_passes[-1].reshapes
+        return None if stays else self.begins.get(place_of(plan))
 
     def environment(self) -> list[str | int | None]:
         """What trained weights depend on beside what they learn."""
@@ -158,7 +186,7 @@ class Builder:
         """The trained weights: `model.safetensors`."""
 
         def work(folder: Path) -> dict[str, Any]:
-            model, facts = self.fresh(plan.seed), {}
+            model, facts = self._begin(self.fresh(plan.seed), plan), {}
             train = self.examples.train
             if self.workload.pretrained is None:
                 if train is None:
@@ -189,7 +217,7 @@ class Builder:
         def work(folder: Path) -> dict[str, Any]:
             name = last.key.get("pass", "pass")
             try:
-                model = self.structure(plan)
+                model = self._begin(self.structure(plan), plan)
                 facts = last.teach(model, plan.training, self._materials(folder, name))
             except (TenfoldError, OSError, MemoryError):
                 raise
@@ -203,9 +231,10 @@ class Builder:
     def shaped_key(self, plan: Plan) -> dict[str, Any]:
         """Identity of the plan's weights; it can be known without training."""
         key = self.training_key(plan)
-        for done in plan.model_passes:
+        for i, done in enumerate(plan.model_passes):
             made_by = {"seed": plan.seed, "environment": [*self.environment(), self._versions.get("torch-pruning")]}
-            key = {"step": "model pass", "pass": done.key, "from": key, **made_by, **self.learning}
+            begun = self._begun(dataclasses.replace(plan, model_passes=plan.model_passes[: i + 1]))
+            key = {"step": "model pass", "pass": done.key, "from": key, **made_by, **self.learning, **begun}
         return key
 
     def structure(self, plan: Plan) -> nn.Module:
@@ -226,13 +255,13 @@ class Builder:
     def training_cpu_seconds(self, plan: Plan) -> float:
         """Of all trainings that went into a plan, the baseline's and those of teachers and what these answered included, each counted once."""
         spent: dict[str, float] = {}
-        for step in map(self.shaped, _trainings(plan)):
+        for step in map(self.shaped, trainings_of(plan)):
             spent |= {step.path.name: step.meta["cpu_seconds"], **step.meta.get("taught_by", {})}
         return sum(spent.values())
 
     def is_trained(self, plan: Plan) -> bool:
         """Whether all trainings that go into a plan are there already."""
-        return all(self.store.has(self.shaped_key(p)) for p in _trainings(plan))
+        return all(self.store.has(self.shaped_key(p)) for p in trainings_of(plan))
 
     def skeleton(self, plan: Plan) -> Path:
         """The graph of the plan's structure before it is taught anything, after all passes: good for timing alone."""
@@ -322,7 +351,8 @@ class Builder:
         """What the plan's session answers on examples: (n, …), `batch` of them a call as in service."""
 
         def work(folder: Path) -> dict[str, Any]:
-            np.save(folder / "outputs.npy", self._answerer(plan, len(examples))(examples.inputs, batch))
+            answer = _answerer(self.graph(plan).path / "model.onnx", plan.session, len(examples))
+            np.save(folder / "outputs.npy", answer(examples.inputs, batch))
             return {}
 
         step = self.step("evaluate", self._answer_key("outputs", plan, examples, batch), work)
@@ -331,22 +361,31 @@ class Builder:
 
     def scores(self, plan: Plan, examples: Split, batch: int) -> Array:
         """Scores (n,) of what the plan's session answers; where all answers together are large, they are scored in parts and not kept."""
-        targets = examples.targets
-        assert targets is not None
-        each = 4 * math.prod(self.answer_shape)
-        if len(examples) * each <= KEPT_BYTES:
-            return self.workload.scores(self.outputs(plan, examples, batch), targets)
-        some = max(batch, PART_BYTES // each // batch * batch)
+        assert examples.targets is not None
+        if len(examples) * 4 * math.prod(self.answer_shape) <= KEPT_BYTES:
+            return self.workload.scores(self.outputs(plan, examples, batch), examples.targets)
 
         def work(folder: Path) -> dict[str, Any]:
-            answer, parts = self._answerer(plan, some), [slice(i, i + some) for i in range(0, len(examples), some)]
-            np.save(folder / "scores.npy", np.concatenate([self.workload.scores(answer([x[p] for x in examples.inputs], batch), targets[p]) for p in parts]))
+            np.save(folder / "scores.npy", self.scores_of(self.graph(plan).path / "model.onnx", plan.session, examples, batch))
             return {}
 
-        metric = [code_identity(self.workload.metric), self.workload.better_is_higher]
-        step = self.step("evaluate", {**self._answer_key("scores", plan, examples, batch), "metric": metric}, work)
+        key = {**self._answer_key("scores", plan, examples, batch), "metric": metric_identity(self.workload)}
+        step = self.step("evaluate", key, work)
         scores: Array = np.load(step.path / "scores.npy", allow_pickle=False)
         return scores
+
+    def scores_of(self, graph: Path, session: SessionConfig, examples: Split, batch: int) -> Array:
+        """Scores (n,) of what a graph answers, a part of the examples at a time, so that answers need not be held all at once."""
+        targets = examples.targets
+        assert targets is not None
+        some = max(batch, PART_BYTES // (4 * math.prod(self.answer_shape)) // batch * batch)
+        answer, scores = _answerer(graph, session, some), []
+        for first in range(0, len(examples), some):
+            part = slice(first, first + some)
+            scores.append(self.workload.scores(answer([x[part] for x in examples.inputs], batch), targets[part]))
+            if self.note is not None:
+                self.note("scoring", min(1.0, (first + some) / len(examples)))
+        return np.concatenate(scores)
 
     @cached_property
     def answer_shape(self) -> tuple[int, ...]:
@@ -359,25 +398,6 @@ class Builder:
             "step": step, "from": self.graph_key(plan), "session": config.to_json(), "batch": batch,
             "on": examples.identity, "cpu_class": device.cpu_class(), "versions": device.versions(),
         }  # fmt: skip
-
-    def _answerer(self, plan: Plan, examples: int) -> Callable[[Sequence[Array], int], Array]:
-        """(inputs, batch) to what the plan's session answers, on as many cores as so many examples keep busy."""
-        config, model = dataclasses.replace(plan.session, threads=1), self.graph(plan).path / "model.onnx"
-        # OpenVINO's Python call deadlocks when two threads of a process are in it
-        workers = min(device.cores(), examples) if config.engine == "onnxruntime" else 1
-        sessions = [open_session(model, config) for _ in range(workers)]
-
-        def answer(inputs: Sequence[Array], batch: int) -> Array:
-            bounds = np.linspace(0, len(inputs[0]), workers + 1).astype(int) // batch * batch
-            bounds[-1] = len(inputs[0])
-
-            def part(i: int) -> Array:
-                return run_in_batches(sessions[i], [x[bounds[i] : bounds[i + 1]] for x in inputs], batch)
-
-            with ThreadPoolExecutor(workers) as pool:
-                return np.concatenate(list(pool.map(part, [i for i in range(workers) if bounds[i] < bounds[i + 1]])))
-
-        return answer
 
     # ------------------------------------------------------------ helpers
 
@@ -397,8 +417,28 @@ class Builder:
     def _materials(self, folder: Path, activity: str) -> Materials:
         return Materials(
             workload=self.workload, examples=self.examples, seed=self.seed, folder=folder, progress=self._progress(activity),
-            seconds_left=self.seconds_left, teacher=partial(teacher_of, self),
+            seconds_left=self.seconds_left, teacher=partial(teacher_of, self), rate=self.rate,
         )  # fmt: skip
+
+
+def _answerer(graph: Path, session: SessionConfig, examples: int) -> Callable[[Sequence[Array], int], Array]:
+    """(inputs, batch) to what a graph's session answers, on as many cores as so many examples keep busy."""
+    config = dataclasses.replace(session, threads=1)
+    # OpenVINO's Python call deadlocks when two threads of a process are in it
+    workers = min(device.cores(), examples) if config.engine == "onnxruntime" else 1
+    sessions = [open_session(graph, config) for _ in range(workers)]
+
+    def answer(inputs: Sequence[Array], batch: int) -> Array:
+        bounds = np.linspace(0, len(inputs[0]), workers + 1).astype(int) // batch * batch
+        bounds[-1] = len(inputs[0])
+
+        def part(i: int) -> Array:
+            return run_in_batches(sessions[i], [x[bounds[i] : bounds[i + 1]] for x in inputs], batch)
+
+        with ThreadPoolExecutor(workers) as pool:
+            return np.concatenate(list(pool.map(part, [i for i in range(workers) if bounds[i] < bounds[i + 1]])))
+
+    return answer
 
 
 def _less_one(plan: Plan) -> tuple[Plan, ModelPass]:
@@ -406,33 +446,13 @@ def _less_one(plan: Plan) -> tuple[Plan, ModelPass]:
     return dataclasses.replace(plan, model_passes=plan.model_passes[:-1]), plan.model_passes[-1]
 
 
-def _trainings(plan: Plan) -> list[Plan]:
+def trainings_of(plan: Plan) -> list[Plan]:
     """What is trained on the way to a plan, one after the other: the plan before each of its model passes, and those of its parts."""
     if plan.join is not None:
-        return [p for part in plan.join.parts for p in _trainings(part)]
+        return [p for part in plan.join.parts for p in trainings_of(part)]
     return [dataclasses.replace(plan, model_passes=plan.model_passes[:i]) for i in range(len(plan.model_passes) + 1)]
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model.
-
-    Raises:
-        WorkloadError: it is missing, corrupt, or not of this model.
-    """
-    try:
-        model.load_state_dict(load_file(path))
-    except FileNotFoundError as error:
-        raise WorkloadError(f"pretrained weights {path} do not exist: check the path") from error
-    except (SafetensorError, OSError) as error:
-        raise WorkloadError(
-            f"{path} is no readable safetensors file ({first_line(error)}): save the weights again with safetensors"
-        ) from error
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise WorkloadError(f"{path} does not fit the model ({detail}): give the weights of this very model") from error
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's parameters and buffers as safetensors."""
-    # written by us: a full disk is an OSError then, and not an error of safetensors' own
-    write_atomic(path, save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
+def place_of(plan: Plan) -> str:
+    """Which of a recipe's models a plan comes to: by its model passes alone."""
+    return digest([done.key for done in plan.model_passes])

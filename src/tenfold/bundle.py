@@ -10,7 +10,6 @@ No pickle, ever. Hashes show corruption; against tampering use a signature or a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -28,7 +27,7 @@ from tenfold import __version__, device
 from tenfold.data.split import Array
 from tenfold.engine import Runner, SessionConfig, open_session
 from tenfold.errors import TenfoldError
-from tenfold.store import unwritable, write_atomic
+from tenfold.store import file_hash, unwritable, write_atomic
 
 SCHEMA = 1
 GOLDEN_EXAMPLES = 8
@@ -174,11 +173,6 @@ class Bundle:
         names = self.manifest["labels"]
         best = share.argmax(axis=1)
         return [(names[i] if names and i < len(names) else str(i), float(share[row, i])) for row, i in enumerate(best)]
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def golden_inputs(example: Sequence[Array], seed: int = 0) -> list[Array]:

@@ -127,6 +127,31 @@ def compare_command(
     raise typer.Exit(document["exit_code"])
 
 
+@app.command("update", rich_help_panel=CHEAPER)
+def update_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that ended.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", help="The new data: what the workload's train may be.", show_default=False)],
+    workload: Annotated[str | None, typer.Option(help="Where the run's own is elsewhere: a built-in, or path/to/task.py[:name].", show_default=False)] = None,
+    old_data: Annotated[Path | None, typer.Option(help="Folder of the run's data, where it is no longer where it was.", show_default=False)] = None,
+    planned: Annotated[int | None, typer.Option(help="Upgrades to come, over which the error is spent; with the first. Default: 12.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an upgrade that was stopped.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while at work.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn from new data, and put the result into service if it is as good: exit code 0, else 3."""
+    from tenfold.renew.update import update
+
+    view = "quiet" if quiet else "auto"
+    result = update(run, data, workload=workload, old_data=old_data, planned=planned, resume=resume, view=view)
+    if as_json:
+        _print_json(result.document)
+    elif not quiet:
+        from tenfold.summary import print_update
+
+        print_update(result.document)
+    raise typer.Exit(result.exit_code)
+
+
 @app.command("batch", rich_help_panel=LOOK)
 def batch_command(
     workload: WorkloadArgument,
@@ -187,18 +212,10 @@ def report_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a run again from its result.json, and say where it is."""
-    try:
-        document = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TenfoldError(f"{run} has no result.json: name the folder of a run that ended, or go on with --resume") from error
-    except (OSError, ValueError) as error:
-        raise TenfoldError(f"{run}/result.json is not readable ({error}): run it again") from error
-    from tenfold.document import SCHEMA
-
-    if document.get("schema") != SCHEMA:
-        raise TenfoldError(f"{run} is of schema {document.get('schema')}, this Tenfold reads {SCHEMA}: use the Tenfold that wrote it")
+    from tenfold.document import read_result
     from tenfold.report import write
 
+    document = read_result(run)
     path = run / "report.html"
     write(document, path)
     if as_json:
@@ -283,7 +300,7 @@ def main() -> None:
         app()
     except SystemExit as leave:
         if leave.code == INTERRUPTED:
-            resumable = "run" in sys.argv[1:2]
+            resumable = sys.argv[1:2] in (["run"], ["batch"], ["update"])
             print("tenfold: interrupted" + (": nothing recorded is lost, go on with --resume" if resumable else ""), file=sys.stderr)
         raise
     except TenfoldError as error:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import device, insights
-from tenfold.bundle import file_hash
 from tenfold.certify import record_opening
 from tenfold.data.split import Split
 from tenfold.engine import GraphError, Runner, open_session, run_in_batches
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import OperatingPoint, plain_session, ratio_of
 from tenfold.measure import calls_for, interleave
-from tenfold.store import cache_dir
+from tenfold.store import cache_dir, file_hash
 from tenfold.verdict import COST_BAR, Decision, certify, quality_difference
 from tenfold.workload import Workload, find, load
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tenfold import __version__, device, final, insights
 from tenfold.candidate import Candidate, Ladder, recipe_label, row_of, short
 from tenfold.context import Context
+from tenfold.errors import TenfoldError
 from tenfold.execute import EAGER, Objective, ratio_of
 from tenfold.final import Final
 from tenfold.lever import discover
 from tenfold.measure import Samples
 from tenfold.profile import profile_of
 from tenfold.recipe import canonical
+from tenfold.savings import savings_of
 from tenfold.search import BASELINE
 from tenfold.sequence import Entry, margin_on_test, slices_on_test
 from tenfold.verdict import Decision, quality_p
+from tenfold.workload import judged_by, structure_identity
 
 SCHEMA = 1
 
@@ -56,12 +61,15 @@ def document(
         "tenfold": __version__,
         "run": run.folder.name,
         "command": run.command,
+        "source": run.ledger["source"],
         "created": run.ledger.remember("created", lambda: datetime.now(UTC).isoformat(timespec="seconds")),
         "workload": {
             "name": run.workload.name, "identity": run.builder.workload_id, "demo": run.workload.demo,
             "metric": run.workload.metric_name, "higher_is_better": run.workload.better_is_higher,
             "margin": run.workload.margin, "margin_kind": run.workload.margin_kind, "margin_absolute": run.margin,
             "labels": list(run.examples.labels) if run.examples.labels else None,
+            "test": run.examples.test.identity, "judged_by": judged_by(run.workload), "structure": structure_identity(run.workload, run.builder.fresh()),
+            "slice_margins": dict(run.workload.slice_margins),
             "examples": run.examples.sizes(), "notes": list(run.examples.notes),
         },
         "objective": run.settings.objective,
@@ -78,6 +86,7 @@ def document(
             "training": base["training"], "bytes": base["bytes"], "peak_memory_bytes": final.memory(run, run.baseline),
         },
         "profile": run.ledger.remember("profile", lambda: profile_of(run.builder)),
+        "training_memory": _training_memory(run, last),
         "ladder": _rows(run, ladder, last, winner, reference),
         "attribution": final.attribution(run, last) if winner else [],
         "best_single": final.composing(run, last) if winner else None,
@@ -96,6 +105,25 @@ def document(
         "notices": notices,
         "bundle": str(run.folder / "bundle"),
     }  # fmt: skip
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The document of a run that ended.
+
+    Raises:
+        TenfoldError: there is none, or it is not readable, or of another schema.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TenfoldError(f"{folder} has no result.json: name the folder of a run that ended, or go on with --resume") from error
+    except (OSError, ValueError) as error:
+        raise TenfoldError(f"{folder}/result.json is not readable ({error}): run it again") from error
+    if not isinstance(found, dict) or "ladder" not in found:
+        raise TenfoldError(f"{folder} is not the folder of a run: name the one that `tenfold run` wrote")
+    if found.get("schema") != SCHEMA:
+        raise TenfoldError(f"{folder} is of schema {found.get('schema')}, this Tenfold reads {SCHEMA}: use the Tenfold that wrote it")
+    return found
 
 
 def manifest(run: Context, document: dict[str, Any], last: Final) -> dict[str, Any]:
@@ -143,6 +171,14 @@ def _certified(run: Context, winner: Candidate, sequence: list[Entry]) -> dict[s
         "candidate_quality": float(cand.mean()),
         "perplexity": [run.workload.perplexity(float(s.mean())) for s in (base, cand)] if run.workload.metric == "log_loss" else None,
     }
+
+
+def _training_memory(run: Context, last: Final) -> dict[str, Any] | None:
+    """Ways to do the training that was found in less memory; where cheaper training is what is sought."""
+    if run.settings.objective != "train" or run.ledger["baseline"]["training"] is None:
+        return None
+    found: dict[str, Any] = run.ledger.remember("savings", lambda: savings_of(run.evaluator, last.plan.training))
+    return found
 
 
 # ---------------------------------------------------------------- ladder and candidates

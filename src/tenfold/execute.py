@@ -157,7 +157,7 @@ class Evaluator:
         for name, config in trainings.items():
             try:
                 for what, batch in ((w, b) for _, w, b in done[name] if w not in work):
-                    model, optimizer, feed = self._training(config, train, batch)
+                    model, optimizer, feed = self.begun(config, train, batch)
                     run = _work_of(what, model, optimizer, feed, self.builder.workload.loss_function(), config)
                     began = time.perf_counter()
                     run()
@@ -183,7 +183,7 @@ class Evaluator:
         timed = examples.train or examples.valid
         return float(np.median(samples["baseline"].wall)) / 1e9 * len(examples.to_learn_from) / len(timed)
 
-    def _training(self, config: TrainConfig, train: Split, batch: int) -> tuple[nn.Module, Optimizer, Feed]:
+    def begun(self, config: TrainConfig, train: Split, batch: int) -> tuple[nn.Module, Optimizer, Feed]:
         """What a training begins with; with a rate of zero, so that what is timed does not diverge."""
         model = self.builder.fresh().to(pick_device()).train()
         if config.channels_last:
@@ -209,7 +209,7 @@ MEAN, NORMALISED = "mean", "normalised"
 
 def _done(config: TrainConfig, examples: int) -> list[tuple[int, str, int]]:
     """What a training does: how often, by a name that is the same for what takes the same, and with which batch."""
-    alike = (config.accumulate, config.optimizer, config.momentum > 0, config.schedule == "free", config.dtype, config.channels_last, config.recompute)
+    alike = (config.accumulate, config.optimizer, config.momentum > 0, config.schedule == "free", config.dtype, config.channels_last, config.state, config.recompute)
     done = [(count, repr((batch, *alike)), batch) for count, batch in stretches_of(config, examples) if count]
     if config.average:
         done.append((math.ceil(config.average * sum(count for count, _, _ in done)), MEAN, config.batch_size))

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from tenfold.data.split import Array
 from tenfold.insights import confidence
 from tenfold.lever import Part, Situation
+from tenfold.verdict import safety_of
 
 SHARES = tuple(np.round(np.concatenate([np.arange(0.01, 0.1, 0.01), np.arange(0.1, 0.3, 0.02), np.arange(0.3, 0.82, 0.05)]), 3))
 """Of the examples, that a part may hand on."""
 BLENDS = (0.0, 0.25, 0.5)
 """Shares of what was answered so far, that a later part's answer may have."""
-SAFETY = (1.28, 0.84, 0.4, 0.0, -0.4)
-"""Standard errors by which what is foreseen lies above what certification will ask for (certified in about 90, 80, 66, 50 and 34 of 100
+SAFETY = (2.05, 1.28, 0.67, 0.0, -0.5)
+"""Standard errors by which what is foreseen lies above what certification will ask for (certified in about 98, 90, 75, 50 and 31 of 100
 cases): each has its cheapest cascade, so that a sequence from safe to cheap can be had."""
-ONE_SIDED = 1.645
-"""Standard errors from a mean to its one-sided 95 % bound."""
 SPLITS = 3
 """Of valid into halves, by which it is found how much quality is overstated."""
 MOST_PARTS = 10
@@ -78,9 +76,9 @@ def best(
             table.append(options)
             places += [(chain, blend, shares) for shares in hand_on] if table is tables[0] else []
     whole, *halves = (np.concatenate([np.empty((0, 3)), *table]) for table in tables)
-    safety = _safety(whole[:, 0] - _overstated(halves, margin, n // 2, tested), whole[:, 1], margin, n, tested)
+    safety = safety_of(whole[:, 0] - _overstated(halves, margin, n // 2, tested), whole[:, 1], margin, n, tested)
     differences = [p.scores - baseline.scores for p in useful]
-    single = [float(_safety(d.mean(), d.std(), margin, n, tested)) for d in differences]
+    single = [float(safety_of(d.mean(), d.std(), margin, n, tested)) for d in differences]
     chosen: list[int] = []
     for wanted in SAFETY:
         alone = min((p.cost for p, safe in zip(useful, single, strict=True) if safe >= wanted), default=float("inf"))
@@ -91,18 +89,6 @@ def best(
         Foreseen(parts=chain, blend=blend, hand_on=hand_on, quality=float(quality), deviation=float(deviation), cost=float(cost))
         for (chain, blend, hand_on), (quality, deviation, cost) in ((places[i], whole[i]) for i in chosen)
     ]
-
-
-def _safety(quality: Any, deviation: Any, margin: float, n: int, tested: int) -> Array:
-    """Standard errors by which a mean difference on `n` examples lies above what would be certified on `tested` others in half of all cases.
-
-    On those the difference is spread around the true one, and that around what was found, by their standard errors; certified is what has
-    its one-sided bound above the margin there.
-    """
-    above = np.asarray(quality + margin - ONE_SIDED * deviation / np.sqrt(tested))
-    error = np.asarray(deviation * np.sqrt(1 / n + 1 / tested))
-    certain = np.where(above >= 0, np.inf, -np.inf)
-    return np.where(error == 0, certain, above / np.where(error == 0, 1.0, error))
 
 
 def _cheapest(options: Array, safety: Array, wanted: float) -> int | None:
@@ -128,7 +114,7 @@ def _overstated(halves: Sequence[Array], margin: float, n: int, tested: int) -> 
     """
     gaps = []
     for i, here in enumerate(halves):
-        there, safety = halves[i ^ 1], _safety(here[:, 0], here[:, 1], margin, n, tested)
+        there, safety = halves[i ^ 1], safety_of(here[:, 0], here[:, 1], margin, n, tested)
         gaps += [here[at, 0] - there[at, 0] for wanted in SAFETY if (at := _cheapest(here, safety, wanted)) is not None]
     return max(0.0, float(np.mean(gaps))) / np.sqrt(2) if gaps else 0.0
 

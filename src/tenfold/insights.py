@@ -9,7 +9,7 @@ import numpy as np
 
 from tenfold.data.split import Array, Split
 from tenfold.errors import WorkloadError, first_line
-from tenfold.verdict import quality_difference
+from tenfold.verdict import LEVEL, quality_difference
 from tenfold.workload import Scores, Workload
 
 CALIBRATION_BINS = 10
@@ -55,7 +55,9 @@ def check_slices(masks: dict[str, Array], workload: Workload) -> None:
             raise WorkloadError(f"the margin of slice {name!r} is {margin}: it must be above 0")
 
 
-def slices(masks: dict[str, Array], workload: Workload, split: Split, base: Scores, cand: Scores) -> list[dict[str, Any]]:
+def slices(
+    masks: dict[str, Array], workload: Workload, split: Split, base: Scores, cand: Scores, *, level: float = LEVEL
+) -> list[dict[str, Any]]:
     """Quality on each slice, paired, and whether the slice's own margin (where it has one) is kept."""
     rows = []
     for name, mask in masks.items():
@@ -63,7 +65,7 @@ def slices(masks: dict[str, Array], workload: Workload, split: Split, base: Scor
         if not mask.any():
             continue
         groups = None if split.groups is None else split.groups[mask]
-        difference = quality_difference(base[mask], cand[mask], groups=groups)
+        difference = quality_difference(base[mask], cand[mask], groups=groups, level=level)
         rows.append(
             {
                 "name": name,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import device, final, insights
-from tenfold.build import Builder
+from tenfold.build import Builder, trainings_of
 from tenfold.bundle import Bundle, write_bundle
 from tenfold.candidate import Candidate, Ladder, best_single
 from tenfold.certify import CONFIRMED, MAX_SEQUENCE
@@ -37,6 +37,7 @@ from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
 from tenfold.teaching import check_teacher, compare_teacher
 from tenfold.verdict import COST_BAR, Decision
+from tenfold.weights import keep_weights
 from tenfold.workload import Workload, code_identity, find, load
 
 QUICK_SECONDS = 300.0
@@ -112,6 +113,7 @@ def run(
     ledger = Ledger(folder, resume=resume)
     told = make_view(view) if isinstance(view, str) else view
     try:
+        ledger.remember("source", lambda: _source(workload, where))
         command = _command(settings, task, workload if isinstance(workload, str) else None, where)
         return _carry_out(_begin(task, settings, folder, ledger, told, command), show_examples=show_examples)
     except TenfoldError:
@@ -121,6 +123,15 @@ def run(
     finally:
         told.close()
         ledger.close()
+
+
+def _source(workload: Workload | str, data: Path | None) -> dict[str, str | None]:
+    """Where the workload can be found again; its spec is None where it was built in code."""
+    if not isinstance(workload, str):
+        return {"spec": None, "data": None}
+    path, colon, name = workload.rpartition(":") if ".py:" in workload else (workload, "", "")
+    spec = f"{Path(path).resolve()}{colon}{name}" if path.endswith(".py") else workload
+    return {"spec": spec, "data": None if data is None else str(data.resolve())}
 
 
 def _check_arguments(budget: float | None, trials: int | None, objective: str, levers: Iterable[str] | None, seed: int) -> None:
@@ -211,9 +222,10 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
     winner, last = _cheapest_that_passed(run, ladder, sequence)
     compiled = final.compiled(run, budget.left)
     result = document(run, ladder, sequence, winner, last, compiled, show_examples=show_examples)
-    _write(result, run.folder)
     example = run.examples.valid.take(slice(0, 256)).inputs
     write_bundle(run.folder / "bundle", run.builder.graph(last.plan).path / "model.onnx", example, manifest(run, result, last))
+    keep_weights(run.folder / "weights", [run.builder.shaped(p).path / "model.safetensors" for p in trainings_of(last.plan)])
+    _write(result, run.folder)  # last: a run that has it has ended
     run.ledger.remember("end", lambda: {"exit_code": result["exit_code"]})
     return Result(document=result, folder=run.folder)
 

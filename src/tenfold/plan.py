@@ -27,6 +27,8 @@ class Materials:
     progress: Callable[[float, float], None] | None = None
     seconds_left: Callable[[], float] = lambda: float("inf")
     """Of the budget: long work that outlasts it raises `BudgetEndedError`."""
+    rate: float = 1.0
+    """Times the usual learning rate, where a pass has one of its own: below 1 where weights are not new."""
     teacher: Callable[..., Teacher] | None = None
     """(seeds, batch_size, mixup) to what the baseline, or an ensemble of it, answers on augmented training examples."""
 
@@ -50,6 +52,11 @@ class ModelPass:
     Quick, and the same for the same model: it is done again whenever the weights are loaded."""
     teach: Callable[[nn.Module, TrainConfig, Materials], dict[str, Any]] = _untaught
     """Trains it in place, and gives what is worth recording (JSON); the config is the plan's way to train."""
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether it makes another structure."""
+        return self.shape is not _same
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,20 +33,23 @@ def run_folder(name: str, out: str | Path | None, *, resume: bool) -> Path:
     return Path("runs") / f"{name}-{max(taken, default=0) + 1}"
 
 
-def check_same(ledger: Ledger, folder: Path, asked: Mapping[str, Any]) -> None:
+def check_same(ledger: Ledger, folder: Path, asked: Mapping[str, Any], *, otherwise: str = "choose another --out") -> None:
     """Remember what is asked for and where, or see that it is what was remembered.
+
+    Args:
+        otherwise: what else can be done than to resume it as it was.
 
     Raises:
         TenfoldError: the run is another, or of another machine.
     """
     asked = json.loads(json.dumps(asked))
     if changed := _changed(ledger.remember("settings", lambda: asked), asked):
-        raise TenfoldError(f"{folder} is a run with another {changed}: resume it as it was started, or choose another --out")
+        raise TenfoldError(f"{folder} is a run with another {changed}: resume it as it was started, or {otherwise}")
     here = {"CPU class": device.cpu_class(), "number of cores": device.cores(), "device that trains": pick_device().type, **device.versions()}
     if changed := _changed(ledger.remember("machine", lambda: here), here):
         raise TenfoldError(
             f"{folder} was begun with another {changed}, and costs of the two must not be compared: "
-            "resume it where it was begun, or choose another --out"
+            f"resume it where it was begun, or {otherwise}"
         )
 
 

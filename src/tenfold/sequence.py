@@ -8,7 +8,7 @@ from typing import Any
 
 from tenfold import insights
 from tenfold.candidate import Ladder, recipe_label
-from tenfold.certify import CONFIRMED, Standing, front, order_candidates, record_opening
+from tenfold.certify import CONFIRMED, Standing, front, order_candidates, record_opening, safety
 from tenfold.context import Context
 from tenfold.plan import Plan
 from tenfold.store import cache_dir
@@ -19,7 +19,7 @@ Entry = dict[str, Any]
 
 
 def judge(run: Context, ladder: Ladder) -> list[Entry]:
-    """Order what search took by its quality on confirm, then certify in that order until one fails.
+    """Order what search took by how safe it is by confirm, then certify in that order until one fails.
 
     The order, and the opening of the test split, are recorded before the first look.
     """
@@ -30,8 +30,10 @@ def judge(run: Context, ladder: Ladder) -> list[Entry]:
         return Interval(**run.ledger.remember(f"confirm:{recipe}", lambda: run.evaluator.quality(plan, "confirm").to_json()))
 
     def fix() -> list[Entry]:
+        sizes = run.examples.sizes()
+        safe = safety(run.margin, sizes["valid"], sizes["test"])
         on_valid = [s for c in able.values() if (s := c.standing) and s.gain.low >= COST_BAR]
-        standings = [Standing(recipe=s.recipe, quality=confirm(s.recipe), gain=s.gain) for s in front(on_valid, CONFIRMED)]
+        standings = [Standing(recipe=s.recipe, quality=confirm(s.recipe), gain=s.gain) for s in front(on_valid, CONFIRMED, safe)]
         return [
             {
                 "recipe": s.recipe,
@@ -39,7 +41,7 @@ def judge(run: Context, ladder: Ladder) -> list[Entry]:
                 "confirm": s.quality.to_json(),
                 "gain": s.gain.to_json(),
             }
-            for s in order_candidates(standings, run.margin)
+            for s in order_candidates(standings, run.margin, n=sizes["confirm"], tested=sizes["test"])
         ]
 
     run.view.say("certifying on test")

@@ -62,6 +62,23 @@ def print_study(document: dict[str, Any], folder: Path) -> None:
     console.print(f"page  {(folder / 'batch.html').resolve().as_uri()}", soft_wrap=True)
 
 
+def print_update(document: dict[str, Any]) -> None:
+    """Whether an upgrade went into service, and why."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    for c in document["comparisons"]:
+        quality = c["quality"]
+        shown = f"{quality['value']:+.4f}  ({quality['level']:.1%} interval {quality['low']:+.4f} to {quality['high']:+.4f})"
+        console.print(f"{mark(c['verdict'])} against {c['against']} on {c['n']:,} {c['on']}: {shown}, margin {c['margin']:g}")
+    taken = document["let_in"]
+    console.print(escape(f"upgrade {document['number']}: {'let into service' if taken else 'not let into service'}: {document['reason']}"), style="bold")
+    if (cost := document["cost_ratio"]) is not None:
+        console.print(f"it answers at {cost['value']:.2f}× ({cost['low']:.2f} to {cost['high']:.2f}) of the speed of what it replaces")
+    console.print(f"in service  {document['in_service']}", soft_wrap=True)
+
+
 def headline(result: dict[str, Any]) -> str:
     """The result in two sentences."""
     certified = result["certified"]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +33,9 @@ FEW_DIFFER = 5
 """Units that differ, below which a bootstrap has too little to draw from."""
 
 _NORMAL = NormalDist()
+
+ONE_SIDED = _NORMAL.inv_cdf((1 + LEVEL) / 2)
+"""Standard errors from a mean to its one-sided 95 % bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +354,21 @@ def choose(quality: Interval, cost: Interval, margin: float) -> Verdict:
         quality=quality,
         cost=cost,
     )
+
+
+def safety_of(quality: Any, deviation: Any, margin: float, n: int, tested: int) -> NDArray[np.float64]:
+    """Standard errors by which a mean difference on `n` examples lies above what would be certified on `tested` others in half of all cases.
+
+    On those the difference is spread around the true one, and that around what was found, by their standard errors; certified is what has
+    its one-sided bound above the margin there.
+
+    Args:
+        quality, deviation: mean and standard deviation of an example's difference; of any shape.
+    """
+    above = np.asarray(quality + margin - ONE_SIDED * deviation / np.sqrt(tested), dtype=np.float64)
+    error = np.asarray(deviation * np.sqrt(1 / n + 1 / tested), dtype=np.float64)
+    certain = np.where(above >= 0, np.inf, -np.inf)
+    return np.where(error == 0, certain, above / np.where(error == 0, 1.0, error))
 
 
 def certify(quality: Interval, margin: float, n: int) -> Verdict:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tenfold.data.carve import carve
 from tenfold.data.sources import IMAGE_SUFFIXES, image_classes, to_split
-from tenfold.data.split import Array, Split, check_numbers, duplicates
+from tenfold.data.split import Array, Split, check_numbers, duplicates, joined
 from tenfold.errors import WorkloadError, first_line
 from tenfold.recipe import canonical, digest
 from tenfold.train.config import TrainConfig
@@ -92,6 +92,8 @@ class Workload:
     """Column of a table to be predicted."""
     image_size: tuple[int, int] | None = None
     """(height, width) that images from files are resized to."""
+    read: Callable[[Path], Any] | None = None
+    """How `tenfold update` reads new data: a path to what `train` may be. None: as a path given as `train` is read."""
     slices: Callable[[Split], Mapping[str, Array]] | None = None
     """Parts of the data to report on: names to boolean masks (n,). None: by class, where there are classes."""
     slice_margins: Mapping[str, float] = field(default_factory=dict)
@@ -221,7 +223,7 @@ class Examples:
             raise WorkloadError("there is nothing that a student could learn from: give train= or unlabelled=")
         if len(parts) == 1:
             return Split(inputs=parts[0].inputs)
-        return Split(inputs=tuple(np.concatenate(columns) for columns in zip(*(p.inputs for p in parts), strict=True)))
+        return joined(*(Split(inputs=p.inputs) for p in parts))
 
     @property
     def identity(self) -> str:
@@ -249,7 +251,7 @@ def load(workload: Workload) -> Examples:
     for name, split in splits.items():
         if split is not None:
             check_numbers(split, name)
-            splits[name] = dataclasses.replace(split, inputs=tuple(map(_as_served, split.inputs)))
+            splits[name] = dataclasses.replace(split, inputs=tuple(map(as_served, split.inputs)))
     splits, notes = carve(splits)
     present = {name: split for name, split in splits.items() if split is not None}
     for name in SPLITS[1:]:
@@ -284,11 +286,11 @@ def _unlabelled(workload: Workload, like: Split) -> Split | None:
     if split is None:
         return None
     check_numbers(split, "unlabelled")
-    inputs = tuple(map(_as_served, split.inputs))
+    inputs = tuple(map(as_served, split.inputs))
     shapes = [[x.shape[1:] for x in inputs], [x.shape[1:] for x in like.inputs]]
     if shapes[0] != shapes[1] or [x.dtype for x in inputs] != [x.dtype for x in like.inputs]:
         raise WorkloadError(
-            f"unlabelled has examples of {_shapes(inputs)}, the labelled data of {_shapes(like.inputs)}: give both in one form"
+            f"unlabelled has examples of {shapes_of(inputs)}, the labelled data of {shapes_of(like.inputs)}: give both in one form"
         )
     return Split(inputs=inputs)
 
@@ -305,11 +307,12 @@ def _not_held_out(unlabelled: Split, present: Mapping[str, Split], notes: list[s
     return unlabelled.take(np.flatnonzero(free))
 
 
-def _shapes(inputs: Sequence[Array]) -> str:
+def shapes_of(inputs: Sequence[Array]) -> str:
+    """Of an example, in words."""
     return ", ".join(f"{tuple(x.shape[1:])} {x.dtype}" for x in inputs)
 
 
-def _as_served(array: Array) -> Array:
+def as_served(array: Array) -> Array:
     """Inputs in a dtype that PyTorch computes with and ONNX graphs take: float64 as float32, wide unsigned as int64."""
     narrow = {"f8": np.float32, "u2": np.int64, "u4": np.int64, "u8": np.int64}.get(array.dtype.str[1:])
     return array if narrow is None else array.astype(narrow)
@@ -453,12 +456,37 @@ def identity(workload: Workload, examples: Examples, model: nn.Module) -> str:
                 {canonical(code_identity(c)) for m in model.modules() if not (c := type(m)).__module__.startswith("torch.")}
             ),
             "loss": code_identity(workload.loss),
-            "metric": [code_identity(workload.metric), workload.better_is_higher],
+            "metric": metric_identity(workload),
             "augment": code_identity(workload.augment),
             "preprocess": repr(workload.preprocess),
             "training": workload.training.to_json(),
         }
     )
+
+
+def metric_identity(workload: Workload) -> list[Any]:
+    """Something JSON that changes when how quality is measured does."""
+    return [code_identity(workload.metric), workload.better_is_higher]
+
+
+def judged_by(workload: Workload) -> list[Any]:
+    """Something JSON that changes when the text of the metric does, whatever else its module holds."""
+    return [_own_text(workload.metric), workload.better_is_higher]
+
+
+def structure_identity(workload: Workload, model: nn.Module) -> str:
+    """Hash of how a model is built and computes, whatever its weights are and whatever else its module holds."""
+    classes = {type(m) for m in model.modules() if not type(m).__module__.startswith("torch.")}
+    return digest([repr(model), sorted(canonical(_own_text(c)) for c in classes), repr(workload.preprocess)])
+
+
+def _own_text(value: Any) -> Any:
+    """Something JSON that changes when a function's or class's own text, or what it holds, does."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, functools.partial):
+        return [_own_text(value.func), _frozen(value.args), _frozen(value.keywords)]
+    return [_frozen(value) if inspect.isroutine(value) or inspect.isclass(value) else _name_of(value), _held(value)]
 
 
 def weights_identity(model: nn.Module) -> str:

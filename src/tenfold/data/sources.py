@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import warnings
@@ -107,22 +108,22 @@ def from_frame(
     frame = frame.set_axis(columns, axis=1)
     if not labelled:
         judged = {*([target] if target else ["label", "target"]), group} & {*columns}
-        return Split(inputs=(_numbers(frame, judged, name),))
+        return _table(frame, judged, name)
     target = target or next((c for c in ("label", "target") if c in columns), columns[-1])
     for wanted in (target, *([group] if group else [])):
         if wanted not in columns:
             raise WorkloadError(f"{name} has no column {wanted!r} (it has {', '.join(columns[:20])}): name another one")
-    inputs = _numbers(frame, {target, group}, name)
+    table = _table(frame, {target, group}, name)
     y = frame[target].to_numpy()
     if y.dtype.kind not in "biuf":
         if labels is None:
             raise WorkloadError(f"{name}: target {target!r} holds text: list its classes in labels=")
         y = encode_labels(y, labels, name)
-    return Split(inputs=(inputs,), targets=y, groups=frame[group].to_numpy() if group else None)
+    return dataclasses.replace(table, targets=y, groups=frame[group].to_numpy() if group else None)
 
 
-def _numbers(frame: Any, others: Set[str | None], name: str) -> Array:
-    """Columns of a frame, but for some, as float32 (n, columns)."""
+def _table(frame: Any, others: Set[str | None], name: str) -> Split:
+    """Columns of a frame, but for some, as one input of float32 (n, columns)."""
     features = [c for c in frame.columns if c not in others]
     if not features:
         raise WorkloadError(f"{name} has no column beside {', '.join(sorted(repr(c) for c in others if c))}: a table needs at least one feature")
@@ -135,8 +136,7 @@ def _numbers(frame: Any, others: Set[str | None], name: str) -> Array:
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             raise WorkloadError(f"{name}: column {column!r} has NaN or infinity in row {row}: clean or impute it first")
-    numbers: Array = frame[features].to_numpy(dtype=np.float32)
-    return numbers
+    return Split(inputs=(frame[features].to_numpy(dtype=np.float32),), columns=tuple(features))
 
 
 def _from_dataset(dataset: Any, name: str, *, labelled: bool) -> Split:

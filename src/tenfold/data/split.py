@@ -22,11 +22,13 @@ class Split:
     inputs: a tuple of arrays (n, …), one for each argument of the model's forward.
     targets: (n, …), or None where there are no labels.
     groups: (n,), or None where every example stands alone.
+    columns: what the columns of a table's input are called; None where it is no table.
     """
 
     inputs: tuple[Array, ...]
     targets: Array | None = None
     groups: Array | None = None
+    columns: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -37,6 +39,7 @@ class Split:
             inputs=tuple(x[rows] for x in self.inputs),
             targets=None if self.targets is None else self.targets[rows],
             groups=None if self.groups is None else self.groups[rows],
+            columns=self.columns,
         )
 
     @cached_property
@@ -57,6 +60,18 @@ class Split:
         """A hash of each example's inputs, to find exact duplicates."""
         flat = [np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in self.inputs]
         return [hashlib.blake2b(b"".join(x[i].tobytes() for x in flat), digest_size=16).digest() for i in range(len(self))]
+
+
+def joined(*splits: Split) -> Split:
+    """The examples of all, one after the other. Targets, groups and columns stay where all have them; groups of different splits are apart."""
+    targets = [s.targets for s in splits if s.targets is not None]
+    groups = [np.char.add(f"{i}:", s.groups.astype(str)) for i, s in enumerate(splits) if s.groups is not None]
+    return Split(
+        inputs=tuple(np.concatenate(columns) for columns in zip(*(s.inputs for s in splits), strict=True)),
+        targets=np.concatenate(targets) if len(targets) == len(splits) else None,
+        groups=np.concatenate(groups) if len(groups) == len(splits) else None,
+        columns=splits[0].columns,
+    )
 
 
 def check_numbers(split: Split, name: str) -> None:

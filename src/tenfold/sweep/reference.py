@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from tenfold.batch import NoiseMeter, NoiseScale
-from tenfold.build import Builder, load_weights, save_weights
+from tenfold.build import Builder
 from tenfold.store import Step
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import Feed
 from tenfold.train.loop import add_gradients, fit, pick_device
+from tenfold.weights import load_weights, save_weights
 
 MILESTONES = (0.05, 0.2, 0.5, 0.8)
 """Shares of a training, at which its weights are kept."""

@@ -48,7 +48,8 @@ class TrainConfig:
     """Share of the training, at its end, over which weights are averaged (Izmailov et al. 2018, arXiv:1803.05407); 0: not at all."""
     grow: int = 1
     """The batch at the end over that at the start, a power of two: it doubles after equal shares of the examples."""
-
+    state: Literal["float32", "bfloat16"] = "float32"
+    """In which the optimizer keeps what it remembers between steps; not of a schedule-free one, whose state is where it steps from."""
     recompute: tuple[str, ...] = ()
     """Names of modules that keep nothing for the backward pass but their inputs, and compute the rest again: less memory for more time."""
 
@@ -70,6 +71,10 @@ class TrainConfig:
             raise WorkloadError("training: without momentum there is nothing that a schedule-free optimizer could average: use 0.9")
         if not isinstance(self.grow, int) or self.grow < 1 or self.grow & (self.grow - 1):
             raise WorkloadError(f"training: grow is {self.grow}: it must be a power of two")
+        if self.state not in ("float32", "bfloat16"):
+            raise WorkloadError(f"training: state {self.state!r} is not known: use float32 or bfloat16")
+        if self.schedule == "free" and self.state != "float32":
+            raise WorkloadError("training: a schedule-free optimizer steps from its state: leave it in float32")
         if self.schedule == "free" and self.average:
             raise WorkloadError("training: a schedule-free optimizer averages already: leave average out")
 
@@ -79,7 +84,7 @@ class TrainConfig:
         return {f.name: facts[f.name] for f in dataclasses.fields(self) if f.name not in _LATER or facts[f.name] != f.default}
 
 
-_LATER = ("schedule", "second_beta", "average", "grow", "recompute")
+_LATER = ("schedule", "second_beta", "average", "grow", "state", "recompute")
 """Fields that are new since trainings were first kept."""
 
 

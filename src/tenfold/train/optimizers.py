@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tenfold.errors import WorkloadError
 from tenfold.train.config import TrainConfig
+from tenfold.train.halved import halve
 from tenfold.train.schedule import momentum_at, rate_factor
 
 
@@ -31,6 +32,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     Raises:
         WorkloadError: it is of a library that is not installed.
     """
+    optimizer: Optimizer = _make(model, config)
+    if config.state == "bfloat16":
+        halve(*(optimizer.inner if isinstance(optimizer, Together) else [optimizer]))
+    return optimizer
+
+
+def _make(model: nn.Module, config: TrainConfig) -> Any:
     if config.optimizer == "muon":
         return _muon(model, config)
     groups = _groups((p for p in model.parameters() if p.requires_grad), config)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,8 +140,17 @@ def of_text(
         metric="log_loss",
         margin=MARGIN,
         labels=vocabulary.labels,
+        read=partial(_new_blocks, vocabulary, context),
         training=training or TRAINING[net],
     )
+
+
+def _new_blocks(vocabulary: Vocabulary, context: int, path: Path) -> Split:
+    """More text, in blocks that do not overlap; the groups are known again by what they hold."""
+    more = blocks(vocabulary.encode("".join(read_text(path))), context)
+    assert more.groups is not None
+    names = {g: hashlib.blake2b(more.inputs[0][more.groups == g].tobytes(), digest_size=8).hexdigest() for g in np.unique(more.groups)}
+    return dataclasses.replace(more, groups=np.array([names[g] for g in more.groups]))
 
 
 def _splits(parts: tuple[str, str, str], vocabulary: Vocabulary, context: int, path: Path) -> list[Split]:

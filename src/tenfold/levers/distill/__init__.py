@@ -95,7 +95,7 @@ class Distill:
         return config | {"learning_rate": config["learning_rate"] * point["rate"], "mixup": point["mixup"]}
 
     def longer(self, config: Config, times: float) -> Config:
-        return config | {"epochs": float(round(config["epochs"] * times))}
+        return config | {"epochs": max(1.0, float(round(config["epochs"] * times)))}
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = DistillConfig(**config)
@@ -112,7 +112,8 @@ def _student(model: nn.Module, materials: Materials, spec: dict[str, Any]) -> nn
 
 def _teach(model: nn.Module, training: TrainConfig, materials: Materials, config: DistillConfig) -> dict[str, Any]:
     how = families.training_of(config.student, training)
-    how = dataclasses.replace(how, epochs=config.epochs, learning_rate=config.learning_rate, dtype=config.dtype, max_seconds=None)
+    rate = config.learning_rate * materials.rate
+    how = dataclasses.replace(how, epochs=config.epochs, learning_rate=rate, dtype=config.dtype, max_seconds=None)
     return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
 
 

@@ -80,7 +80,7 @@ class Prune:
         return _json(situation, point["keep"], _shortest(situation))
 
     def longer(self, config: Config, times: float) -> Config:
-        return config | {"epochs": float(round(config["epochs"] * times))}
+        return config | {"epochs": max(1.0, float(round(config["epochs"] * times)))}
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = PruneConfig(**config)

@@ -1,0 +1,1 @@
+"""New data in, guarded upgrade out: what `tenfold update` does."""
