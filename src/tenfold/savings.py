@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tenfold.errors import first_line
 from tenfold.execute import LEAST_STEP_ROUNDS, STEP_ROUNDS, STEP_SECONDS, Evaluator
@@ -17,12 +18,14 @@ from tenfold.measure import step_costs
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import in_channels_last, stretches_of
 from tenfold.train.loop import pick_device, stepper
-from tenfold.train.recompute import Peak, blocks_of, cheapest
+from tenfold.train.recompute import Peak, blocks_of, cheapest, recomputing
 from tenfold.verdict import Interval, cost_ratio
 
 AIMS = {"half of the activations": 0.5, "a quarter of the activations": 0.25, "as few activations as can be": 0.0}
 """Shares of what is kept for the backward pass, that are aimed at by computing the rest again."""
 AS_IT_IS = "as it is"
+TRIES, CLOSER = 6, 0.95
+"""By which blocks are found that leave as little as is aimed at; and by how much each aims lower than the one before it missed by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class Saving:
     what: str
     change: dict[str, Any]
     """Fields of the `TrainConfig` that differ."""
+    kept: int
+    """Bytes of activations that are there when the forward pass ends, and the backward pass begins."""
     bytes: int
     """Alive at once in a step, at the most: activations, gradients, and what the optimizer remembers; weights and examples apart."""
     times: Interval
@@ -55,11 +60,12 @@ def savings(evaluator: Evaluator, config: TrainConfig, *, rounds: int | None = N
     train, loss_of = evaluator.builder.examples.split("train"), evaluator.builder.workload.loss_function()
     batch = stretches_of(config, len(train))[-1][1]
     steps: dict[str, Callable[[], float]] = {}
-    sizes: dict[str, int] = {}
+    sizes: dict[str, dict[str, int]] = {}
     changes, once = _changes(evaluator, config, batch), 0.0
     for what, change in changes.items():
         way = dataclasses.replace(config, **change)
         try:
+            kept = _kept(*_forward(evaluator, way, batch)[1:])
             with Peak() as peak:
                 step = stepper(*evaluator.begun(way, train, batch), loss_of, way, pick_device())
                 step()  # the optimizer has its state from now on
@@ -71,10 +77,10 @@ def savings(evaluator: Evaluator, config: TrainConfig, *, rounds: int | None = N
             if what == AS_IT_IS:
                 raise
             continue
-        steps[what], sizes[what] = step, peak.most
+        steps[what], sizes[what] = step, {"kept": kept, "bytes": peak.most}
     rounds = rounds or max(LEAST_STEP_ROUNDS, min(STEP_ROUNDS, int(STEP_SECONDS / max(once, 1e-6))))
     costs = step_costs(steps, rounds=rounds)
-    return [Saving(what=what, change=changes[what], bytes=sizes[what], times=cost_ratio(costs[what].wall, costs[AS_IT_IS].wall)) for what in steps]
+    return [Saving(what=what, change=changes[what], **sizes[what], times=cost_ratio(costs[what].wall, costs[AS_IT_IS].wall)) for what in steps]
 
 
 def _changes(evaluator: Evaluator, config: TrainConfig, batch: int) -> dict[str, dict[str, Any]]:
@@ -95,19 +101,39 @@ def _changes(evaluator: Evaluator, config: TrainConfig, batch: int) -> dict[str,
 
 def _computed_again(evaluator: Evaluator, config: TrainConfig, batch: int) -> dict[str, tuple[str, ...]]:
     """Names of the blocks that are best computed again, by what is left."""
+    model, forward = _forward(evaluator, config, batch)
+    blocks, kept = blocks_of(model, forward), _kept(forward)
+    out = {}
+    for what, aim in AIMS.items():
+        wanted = aim
+        for _ in range(TRIES):  # what two blocks share is counted for both
+            out[what] = tuple(cheapest(blocks, kept, wanted))
+            share = _kept(_forward(evaluator, dataclasses.replace(config, recompute=out[what]), batch)[1]) / kept
+            if share <= aim or not aim:
+                break
+            wanted *= CLOSER * aim / share
+    return out
+
+
+def _forward(evaluator: Evaluator, config: TrainConfig, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """A model at the beginning of a training, and a function that takes it to the loss of its first micro-batch."""
     device, loss_of = pick_device(), evaluator.builder.workload.loss_function()
     model, _, feed = evaluator.begun(config, evaluator.builder.examples.split("train"), batch)
-    inputs, target = next(feed.parts(0, device, micro=max(1, batch // config.accumulate)))
+    inputs, target = next(feed.parts(0, device, micro=max(1, math.ceil(batch / config.accumulate))))
     assert target is not None
 
     def forward() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        with recomputing(model, config.recompute), torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
         return loss_of(output.float(), target)
 
-    blocks = blocks_of(model, forward)
+    return model, forward
+
+
+def _kept(forward: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass leaves behind, as long as its loss is there."""
     with Peak() as peak:
         loss = forward()
-        kept = peak.now
+        kept: int = peak.now
     del loss
-    return {what: tuple(cheapest(blocks, kept, aim)) for what, aim in AIMS.items()}
+    return kept

@@ -85,9 +85,11 @@ class LSTM(nn.Module):
         return logits
 
 
-def transformer(share: float = 1.0, *, tokens: int, context: int = CONTEXT, width: int = WIDTH, depth: int = DEPTH) -> nn.Module:
+def transformer(
+    share: float = 1.0, *, tokens: int, context: int = CONTEXT, width: int = WIDTH, depth: int = DEPTH, dropout: float = DROPOUT
+) -> nn.Module:
     """At a share of its width, in sixteens."""
-    return Transformer(tokens, context, 16 * max(1, round(share * width / 16)), depth, DROPOUT)
+    return Transformer(tokens, context, 16 * max(1, round(share * width / 16)), depth, dropout)
 
 
 def lstm(share: float = 1.0, *, tokens: int, width: int = LSTM_WIDTH, depth: int = LSTM_DEPTH) -> nn.Module:
