@@ -70,9 +70,7 @@ class Evaluator:
     def examples(self, split: str, rows: int | None = None) -> Split:
         """A split, or as many of its examples drawn at random, always the same."""
         whole = self.builder.examples.split(split)
-        if rows is None or rows >= len(whole):
-            return whole
-        return whole.take(np.sort(np.random.default_rng(len(whole)).permutation(len(whole))[:rows]))
+        return whole if rows is None else whole.sample(rows, len(whole))
 
     def scores(self, plan: Plan, split: str, rows: int | None = None) -> Array:
         """Scores (n,) of what the plan's session answers, `point.batch` examples a call."""

@@ -73,7 +73,7 @@ def savings(evaluator: Evaluator, config: TrainConfig, *, rounds: int | None = N
                 began = time.perf_counter()
                 step()
                 once += time.perf_counter() - began
-        except Exception:
+        except Exception:  # a way may be none for this model; what cannot be done as it is, is the model's own failure
             if what == AS_IT_IS:
                 raise
             continue

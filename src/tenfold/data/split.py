@@ -42,6 +42,12 @@ class Split:
             columns=self.columns,
         )
 
+    def sample(self, count: int, seed: int) -> Split:
+        """So many of the examples, drawn at random, in their order; all where there are no more."""
+        if count >= len(self):
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
     @cached_property
     def identity(self) -> str:
         """SHA-256 of the content, shapes and dtypes."""

@@ -135,10 +135,3 @@ def _check_labels(targets: Array, classes: int, labels: Sequence[str] | None) ->
             f"{NAME} has the label {targets[tuple(wrong[0])]} in row {wrong[0][0]}, which is none of the model's {classes} classes{named}: "
             "mend the label, or run anew with a model that has its class"
         )
-
-
-def sample(split: Split, count: int, seed: int) -> Split:
-    """So many examples of a split, drawn at random; or all."""
-    if count >= len(split):
-        return split
-    return split.take(np.sort(np.random.default_rng(seed).permutation(len(split))[:count]))

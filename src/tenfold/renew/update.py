@@ -25,7 +25,7 @@ from tenfold.measure import calls_for, interleave
 from tenfold.plan import Plan
 from tenfold.progress import View, make_view
 from tenfold.recipe import digest
-from tenfold.renew.arrivals import FRESH, Arrivals, arrivals, sample
+from tenfold.renew.arrivals import FRESH, Arrivals, arrivals
 from tenfold.renew.chain import SCHEMA, Chain
 from tenfold.renew.guard import Comparison, judged, least_examples, level_of
 from tenfold.renew.replay import RATE, replayed
@@ -207,7 +207,7 @@ def _builder(chain: Chain, task: Workload, old: Examples, new: Arrivals, known: 
     trainings, weights = trainings_of(plan), kept_weights(chain.service / "weights")
     if len(weights) != len(trainings):
         raise TenfoldError(f"{chain.service / 'weights'} holds the weights of {len(weights)} trainings, and the recipe has {len(trainings)}: run anew with this Tenfold")
-    learned = joined(new.train, *([sample(joined(*known), MIX * len(new.train), recipe.seed)] if known else []))
+    learned = joined(new.train, *([joined(*known).sample(MIX * len(new.train), recipe.seed)] if known else []))
     builder = Builder(
         dataclasses.replace(task, training=trainings[0].training, pretrained=None),
         dataclasses.replace(old, train=learned, valid=joined(old.valid, new.valid), unlabelled=None),
