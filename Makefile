@@ -30,6 +30,12 @@ bench: $(VENV)/.installed-dev .peers/nncf/.installed .peers/inc/.installed
 	$(BIN)/python benchmarks/baselines/run.py cifar10
 	$(BIN)/python benchmarks/budgets/run.py fashion-mnist 10 30 60 90
 	$(BIN)/python benchmarks/budgets/run.py cifar10 90
+	$(BIN)/python benchmarks/noise/run.py
+	$(BIN)/python benchmarks/noise/cost.py
+	$(BIN)/python benchmarks/memory/run.py
+	$(BIN)/python benchmarks/batch/run.py
+	$(BIN)/python benchmarks/update/run.py
+	for name in fashion-mnist language cifar10; do $(BIN)/python benchmarks/training/run.py $$name || exit 1; done
 	$(BIN)/python benchmarks/byhand/run.py fashion-mnist runs/budgets/fashion-mnist/60m
 	for run in fashion-mnist/60m cifar10/90m; do \
 	    $(BIN)/python benchmarks/peers/run.py $${run%/*} runs/budgets/$$run \

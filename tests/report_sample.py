@@ -48,7 +48,7 @@ def bare() -> dict[str, Any]:
     result["profile"] = {"reason": "an operator cannot be counted"}
     result["training_memory"] = None
     result["gain"] = dict.fromkeys(result["gain"])
-    for empty in ("ladder", "candidates", "sequence", "points", "slices", "disagreements", "notices"):
+    for empty in ("ladder", "candidates", "sequence", "points", "slices", "disagreements", "notices", "tuned"):
         result[empty] = []
     result["test_openings"] = 0
     return result
@@ -190,6 +190,10 @@ _RESULT: dict[str, Any] = {
         "training": {"products": 3_411_968.0, "bytes": 1_310_720.25, "sequential": 41},
         "kept": 98_304.0,
     },
+    "tuned": [
+        {"lever": "optimizer", "kind": "adamw", "tried": 8, "seconds": 41.5, "best": {"label": "optimizer(adamw, linear, 0.002 learning rate, 6 epochs)", "gain": interval(1.92, 1.88, 1.97)}},
+        {"lever": "optimizer", "kind": "muon", "tried": 7, "seconds": 43.2, "best": None},
+    ],
     "training_memory": {
         "ways": [
             {"what": "as it is", "change": {}, "kept": 41_943_040, "bytes": 48_234_496, "times": interval(1.0, 1.0, 1.0)},
@@ -289,8 +293,8 @@ _RESULT: dict[str, Any] = {
         "quality_difference": interval(0.0, -0.0133, 0.0133), "times": interval(1.8605, 1.7904, 1.9312),
     },
     "joint_search": {
-        "learned": {"trials": 8, "compared": 8, "seconds": 61.2, "hypervolume": 0.1432},
-        "random": {"trials": 8, "compared": 8, "seconds": 58.9, "hypervolume": 0.1127},
+        "learned": {"trials": 8, "compared": 8, "seconds": 61.2, "hypervolume": 0.1432, "same_time": {"seconds": 58.9, "trials": 4, "hypervolume": 0.1398}},
+        "random": {"trials": 8, "compared": 8, "seconds": 58.9, "hypervolume": 0.1127, "same_time": {"seconds": 58.9, "trials": 8, "hypervolume": 0.1127}},
     },
     "candidates": [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -339,6 +340,9 @@ def rank(rank: int, folder: str) -> None:
     meter.step()
     found = meter.noise_scale()
     Path(folder, f"{rank}.txt").write_text(f"{found.signal} {found.noise} {found.examples}", encoding="utf-8")
+    torch.distributed.barrier()  # neither leaves while the other still listens
+    del net, meter  # they hold the process group, whose threads should end here, not while the interpreter is taken down
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 

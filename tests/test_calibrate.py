@@ -35,6 +35,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_where_nothing_can_be_told_the_interval_is_open() -> None:
+    one = calibrate(points(1.0, [50.0, 100.0], sizes=(32,)))
+    assert (one.factor, one.low, one.high) == (1.0, 0.0, math.inf), "a size alone says nothing of any factor"
     two = calibrate(points(1.0, [50.0], sizes=(8, 512)))
     assert (two.low, two.high) == (0.0, math.inf)
     assert math.isnan(two.scatter)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tenfold.engine import SessionConfig
 from tenfold.errors import ExportError, TenfoldError
-from tenfold.export import Served, check_batches, export
+from tenfold.export import Selected, Served, check_batches, export
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 
@@ -28,6 +28,17 @@ def graph(path: Path, *nodes: onnx.NodeProto, **constants: np.ndarray) -> Path:
     )  # fmt: skip
     onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+class Pair(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, 2 * x
+
+
+def test_what_is_served_is_the_one_of_several_or_the_only_one() -> None:
+    x = torch.ones(3, 4)
+    assert torch.equal(Selected(Pair(), 1)(x), 2 * x)
+    assert torch.equal(Selected(torch.nn.Identity(), 1)(x), x), "a teacher of a model that returns two may return one"
 
 
 def test_a_graph_that_treats_rows_alike_deviates_nowhere(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_each_lever_is_left_out_in_turn(whole: Result) -> None:
         if not recipe.only(recipe.levers() - {lever}).pulls:  # then it is the baseline that is left
             assert without["gain"]["value"] == pytest.approx(1.0)
             assert without["quality_difference"]["value"] == 0
+        else:
+            assert "reason" in without or 0 < without["gain"]["value"] < math.inf
 
 
 def test_the_whole_stands_beside_the_best_that_one_lever_came_to(whole: Result) -> None:

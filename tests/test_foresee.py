@@ -54,7 +54,7 @@ def test_answers_are_blended_where_two_models_err_less_together() -> None:
     baseline = dataclasses.replace(noisy("base", 2.0, 1.0), recipe=Recipe(workload="w"))
     small, middle = noisy("small", 3.0, 0.1), noisy("middle", 2.5, 0.3)
     parts = [baseline, small, middle]
-    found = foresee.best(parts, 0.05, tested=1_000, score=score)
+    found = foresee.best(parts, 0.05, tested=1_000, score=lambda rows, outputs: (outputs.argmax(1) == targets[rows]).astype(float))
     assert {f.blend for f in found} - {0.0}
     assert min(f.cost for f in found) < min(f.cost for f in foresee.best(parts, 0.05, tested=1_000))
     for f in found:
@@ -65,6 +65,39 @@ def test_answers_are_blended_where_two_models_err_less_together() -> None:
             so_far = (1 - f.blend) * after.outputs + f.blend * so_far
             answers[rows] = so_far[rows]
         assert f.quality == pytest.approx((score(answers) - baseline.scores).mean(), abs=1e-9)
+
+
+def test_of_two_parts_at_about_one_cost_the_better_stays(monkeypatch) -> None:
+    """Where there are more than can be compared; the worse one, a hair cheaper, once drove the better one out."""
+    monkeypatch.setattr(foresee, "MOST_PARTS", 4)
+    rng, n = np.random.default_rng(0), 1_000
+    shares = {"tiny": (0.05, 0.8), "worse": (0.117, 0.9), "better": (0.118, 0.94), "large": (0.4, 0.95), "larger": (0.7, 0.955)}
+    parts = [dataclasses.replace(part("base", rng.random(n) < 0.96, rng.random(n), 1.0), recipe=Recipe(workload="w"))]
+    parts += [part(name, np.arange(n) < right * n, rng.random(n), cost) for name, (cost, right) in shares.items()]
+    kept = [p.recipe.pulls[-1].config["name"] if p.recipe.pulls else "base" for p in foresee._useful(parts)]
+    assert kept == ["tiny", "better", "large", "base"]
+
+
+def test_cascades_of_many_classes_are_compared_on_a_part_of_the_rows(monkeypatch) -> None:
+    rng = np.random.default_rng(5)
+    n, looked_at = 1_000, []
+    sureness = rng.random(n)
+    baseline = dataclasses.replace(part("base", rng.random(n) < 0.95, rng.random(n), 1.0), recipe=Recipe(workload="w"))
+    small = part("small", rng.random(n) < 0.7 + 0.3 * sureness, sureness, 0.1)
+
+    def score(rows: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        assert len(rows) == len(outputs)
+        looked_at.append(rows)
+        return baseline.scores[rows]
+
+    whole = foresee.best([baseline, small], 0.05, tested=1_000, score=score)
+    assert all(np.array_equal(rows, np.arange(n)) for rows in looked_at)
+    monkeypatch.setattr(foresee, "MOST_OUTPUTS", 250 * baseline.outputs.shape[1])
+    monkeypatch.setattr(foresee, "LEAST_ROWS", 10)
+    looked_at.clear()
+    some = foresee.best([baseline, small], 0.05, tested=1_000, score=score)
+    assert {len(rows) for rows in looked_at} == {250}
+    assert {f.parts[0].recipe for f in some} == {f.parts[0].recipe for f in whole} == {small.recipe}
 
 
 def test_the_cost_of_a_decision_is_the_median_of_what_cascades_cost_beside_their_parts() -> None:

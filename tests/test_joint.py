@@ -109,6 +109,8 @@ class StubSearch:
     root = Rung(recipe=Recipe(workload="w"), plan=())
 
     settings = Settings(seed=2**31 - 1)
+    baseline_cost = 1.0
+    ladder = SimpleNamespace(candidates=[])
 
     def situation(self, stage, now, tried):
         return None
@@ -125,6 +127,9 @@ class StubSearch:
 
     def joint_round(self, turn, entries):
         return [], len(entries) == 0
+
+    def skeleton_ratios(self, lever, now, configs, *, compressed=False):
+        return [2.0] * len(configs)
 
 
 def test_levers_that_do_not_apply_are_not_asked_for(monkeypatch) -> None:
@@ -147,8 +152,8 @@ def test_it_does_not_begin_where_a_round_of_short_trainings_would_not_fit(monkey
         search = StubSearch()
         search.left = lambda question: search.asked.append(question) or left - search.budget.later
         search.asked, search.budget = [], SimpleNamespace(later=0.0)
-        trained = SimpleNamespace(stage=Stage.MODEL, training_seconds=training_seconds)
-        search.ladder = SimpleNamespace(candidates=[trained, SimpleNamespace(stage=Stage.COMPRESSION, training_seconds=0.1)])
+        trained = SimpleNamespace(stage=Stage.MODEL, training_seconds=training_seconds, whole=False)
+        search.ladder = SimpleNamespace(candidates=[trained, SimpleNamespace(stage=Stage.COMPRESSION, training_seconds=0.1, whole=False)])
         JointSearch(search=search, levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: []}).run()
         return search
 
@@ -170,8 +175,38 @@ def test_any_seed_will_do_and_both_kinds_of_rounds_are_compared_by_as_many_trial
                     *(Trial(sampler=t.sampler, point=t.point, values=(1.0, 1.0) if i < ROUND else (9.0, 9.0)) for i, t in enumerate(learned)),
                     Trial(sampler="none", point={}, values=(0.0, 0.0))]  # fmt: skip
     assert joint._controls() == {
-        name: {"trials": trials, "compared": ROUND, "seconds": 0.0, "hypervolume": 1.0} for name, trials in (("learned", 2 * ROUND), ("random", ROUND))
-    }
+        name: {
+            "trials": trials, "compared": ROUND, "seconds": 0.0, "hypervolume": 1.0,
+            "same_time": {"seconds": 0.0, "trials": trials, "hypervolume": in_time},  # rounds of a stub take none
+        } for name, trials, in_time in (("learned", 2 * ROUND, 81.0), ("random", ROUND, 1.0))
+    }  # fmt: skip
+
+
+def test_rounds_are_compared_at_the_time_of_the_quicker_kind_too() -> None:
+    joint = JointSearch(search=StubSearch(), levers={Stage.MODEL: [], Stage.COMPRESSION: []})
+    values = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    joint.trials = [Trial(sampler=s, point={}, values=v) for s in ("learned", "random") for v in [(0.0, 0.0), *values]]
+    joint.ended = [("learned", 2, 10.0), ("learned", 4, 100.0), ("random", 2, 5.0), ("random", 4, 20.0)]
+    joint.seconds = {"learned": 100.0, "random": 20.0}
+    found = joint._controls()
+    assert found["learned"]["same_time"] == {"seconds": 20.0, "trials": 2, "hypervolume": 1.0}
+    assert found["random"]["same_time"] == {"seconds": 20.0, "trials": 4, "hypervolume": 9.0}
+    assert found["learned"]["hypervolume"] == found["random"]["hypervolume"] == 9.0
+
+
+@pytest.mark.parametrize(("ratio", "trained"), [(2.0, True), (0.9, False), ("it cannot be built", False)])
+def test_what_measures_no_cheaper_than_the_baseline_is_not_trained(monkeypatch, ratio, trained) -> None:
+    stubs = {"fits": Stub("fits", {"width": [1, 2]}), "int8": Stub("int8", {"bits": [8, 4]})}
+    monkeypatch.setattr("tenfold.lever.discover", lambda: stubs)
+    search, asked = StubSearch(), []
+    search.skeleton_ratios = lambda lever, now, configs, *, compressed: [ratio] * len(configs)
+    search.joint_round = lambda turn, entries: (asked.extend(entries) or [], False)
+    joint = JointSearch(search=search, levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: [stubs["int8"]]})
+    for turn in range(6):
+        joint._explore(turn)
+    assert any(e.recipe.pulls[0].lever == "fits" for e in asked) is trained
+    assert any(e.recipe.pulls[0].lever == "int8" for e in asked), "what keeps the structure needs no such question"
+    assert len(joint.trials) == 6 * ROUND
 
 
 def test_what_the_budget_ended_before_is_no_trial(monkeypatch) -> None:

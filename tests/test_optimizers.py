@@ -204,6 +204,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         ({"average": 1.0}, "average is 1.0: it must be at least 0 and below 1"),
         ({"second_beta": 1.0}, "second_beta is 1.0"),
         ({"grow": 3}, "grow is 3: it must be a power of two"),
+        ({"dropout": 1.5}, "dropout is 1.5: it is a share of the model's own rates"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, sentence):

@@ -86,7 +86,7 @@ def test_half_of_the_activations_need_not_be_kept() -> None:
     assert 4 * a_map <= one.kept <= 8 * a_map, "both sides of the normalisation, the rectified, the dropped out and its mask, the tangent"
     assert one.seconds > 0
     names = cheapest(blocks, before, 0.5)
-    assert 0 < len(names) < 12
+    assert 0 < len(names) < len(blocks)
     assert peak_of(model, names) <= 0.55 * before
 
 
@@ -111,7 +111,7 @@ def test_those_that_free_most_for_their_cost_come_first() -> None:
     ]  # fmt: skip
     assert cheapest(blocks, 500, 1.0) == []
     assert cheapest(blocks, 500, 0.95) == ["a", "b.0"], "b.0 frees 50 of which 60 come back for a time; with a, 150 of which 110 do"
-    assert cheapest(blocks, 500, 0.1) == ["a", "b.0", "c"], "all that help, where the aim cannot be reached"
+    assert cheapest(blocks, 500, 0.1) == ["a", "b", "c"], "the outermost, where what is cheapest does not come there"
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
@@ -162,7 +162,7 @@ def test_a_model_that_fails_is_said_and_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_what_has_no_state_and_no_micro_batches_is_not_offered(tmp_path: Path) -> None:
-    training = TrainConfig(epochs=1, batch_size=15, optimizer="sgd", momentum=0.0)
+    training = TrainConfig(epochs=1, batch_size=15, accumulate=8, optimizer="sgd", momentum=0.0)
     workload = Workload(model=Deep, train=SPLIT, valid=SPLIT, confirm=SPLIT, test=SPLIT, margin=0.1, training=training)
     builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
     found = {s.what for s in savings(Evaluator(builder, Plan(training=training, session=plain_session()), "train"), training, rounds=2)}

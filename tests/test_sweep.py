@@ -8,19 +8,33 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tenfold import memory
 from tenfold.batch.predict import StepTime
+from tenfold.build import Builder
+from tenfold.data.split import Split
 from tenfold.errors import TenfoldError, WorkloadError
-from tenfold.sweep import memory
+from tenfold.execute import Evaluator, plain_session
+from tenfold.plan import Plan
+from tenfold.store import Store
+from tenfold.sweep.conclude import _able
+from tenfold.sweep.paths import paths
 from tenfold.sweep.study import study, to_branch
 from tenfold.sweep.times import candidates
 from tenfold.testing import small_workload
 from tenfold.train.config import parts_of
-from tenfold.workload import Workload
+from tenfold.train.feed import Feed
+from tenfold.workload import Workload, load
+
+
+def builder_of(workload: Workload, folder: Path) -> Builder:
+    return Builder(workload, load(workload), Store(folder), seed=0, threads=1)
 
 
 def take(count: int) -> torch.Tensor:
@@ -59,6 +73,25 @@ def test_a_training_step_can_be_tried_after_this_process_has_trained() -> None:
     assert memory.try_step(step, 4096, torch.device("cpu")).reason is None
 
 
+def test_a_backward_pass_has_as_many_examples_as_fit(tmp_path, monkeypatch) -> None:
+    builder = builder_of(small_workload(), tmp_path)
+    training = dataclasses.replace(builder.workload.training, batch_size=16)
+    evaluator = Evaluator(builder, Plan(training=training, session=plain_session()), "train")
+    assert evaluator.most_at_once(128) == 128
+    tried: list[int] = []
+
+    def small(_step, batch: int, _device) -> memory.Fit:
+        tried.append(batch)
+        return memory.Fit(batch=batch, bytes=None if batch > 40 else 1, reason=memory.OUT_OF_MEMORY if batch > 40 else None)
+
+    monkeypatch.setattr("tenfold.execute.try_step", small)
+    assert evaluator.most_at_once(128) == 32
+    assert tried == [128, 64, 32]
+    assert evaluator.most_at_once(8) == 16, "what the training has at once already fits"
+    monkeypatch.setattr("tenfold.execute.try_step", lambda _step, batch, _device: memory.Fit(batch=batch, bytes=None, reason="it did not end within 60 s"))
+    assert evaluator.most_at_once(1024) == 256, "no more is tried once it took too long twice"
+
+
 def test_free_memory_is_what_a_machine_may_have() -> None:
     assert 0 < memory.free_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -68,11 +101,14 @@ def test_sizes_are_powers_of_two_and_all_the_data(most: int, expected: list[int]
     assert list(candidates(1, most)) == expected
 
 
-@pytest.mark.parametrize(("batch", "micro", "parts"), [(64, 64, 1), (64, 32, 2), (60, 32, 2), (7, 3, 7), (897, 512, 3)])
-def test_a_batch_is_cut_into_equal_parts_that_fit(batch: int, micro: int, parts: int) -> None:
+@pytest.mark.parametrize(("batch", "micro", "parts"), [(64, 64, 1), (64, 32, 2), (60, 32, 2), (7, 3, 3), (1009, 512, 2)])
+def test_a_batch_is_cut_into_parts_of_about_one_size_that_fit(batch: int, micro: int, parts: int) -> None:
     assert parts_of(batch, micro) == parts
-    assert batch % parts == 0
-    assert batch // parts <= micro
+    split = Split(inputs=(np.zeros((batch, 1), np.float32),))
+    sizes = [len(x) for (x,), _ in Feed(split, batch).parts(0, torch.device("cpu"), count=parts)]
+    assert sum(sizes) == batch
+    assert max(sizes) <= micro
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_branched_sizes_lie_around_the_best_and_hold_the_references() -> None:
@@ -83,6 +119,34 @@ def test_branched_sizes_lie_around_the_best_and_hold_the_references() -> None:
     assert 128 in some
     assert all(b / a >= 2 for a, b in itertools.pairwise(some))
     assert 1 not in some, "a hundred times the steps"
+
+
+@pytest.mark.parametrize(
+    ("missed", "reached", "able"),
+    [([], [32], [1, 8, 32, 128, 512]), ([512], [32, 128], [1, 8, 32, 128]), ([8, 128], [32], [32]), ([1, 8], [32], [32, 128, 512]), ([128], [32, 512], [1, 8, 32, 512])],
+)
+def test_what_missed_and_what_lies_beyond_it_is_not_recommended(missed: list[int], reached: list[int], able: list[int]) -> None:
+    assert _able([1, 8, 32, 128, 512], 32, missed, reached) == able
+
+
+class AtLeastTwo(nn.Module):
+    """Takes no batch of one, as a model does that squeezes it away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            raise RuntimeError("one too few")
+        return self.net(x.flatten(1))
+
+
+def test_a_model_without_paths_or_memory_for_them_has_no_picture(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tenfold.sweep.paths.SNAPSHOTS", 3)
+    assert paths(builder_of(small_workload(), tmp_path), seconds=60.0, most=32) is None
+    assert paths(builder_of(changed(model=AtLeastTwo), tmp_path), seconds=60.0) is None
+    assert paths(builder_of(small_workload(), tmp_path), seconds=60.0) is not None
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +169,8 @@ def test_a_study_recommends_a_batch_and_says_on_what_grounds(found) -> None:
     assert [n["share"] for n in document["noise"]] == [0.05, 0.2, 0.5, 0.8]
     best = document["recommended"]["time"]["best"]
     over = {c["batch"]: c["seconds"]["value"] for c in document["curve"]}
-    assert over[best] == min(over.values())
+    able = _able(sorted(over), document["reference"]["batch"], document["missed"]["sizes"], [p["batch"] for p in document["points"]])
+    assert over[best] == min(over[b] for b in able)
 
 
 def test_the_page_needs_nothing_beside_it(found) -> None:

@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -74,7 +75,7 @@ def test_what_is_not_known_is_refused(changes, sentence):
         ({"epochs": 0}, "epochs is 0: it must be above 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"batch_size": 10, "accumulate": 3}, "batch_size 10 is no multiple of accumulate 3"),
+        ({"batch_size": 10, "accumulate": 11}, "a batch of 10 cannot be made of 11 micro-batches"),
         ({"optimizer": "adagrad"}, "optimizer 'adagrad' is not known"),
     ],
 )
@@ -469,3 +470,30 @@ def test_weights_of_any_dtype_have_an_identity() -> None:
     with torch.no_grad():
         half.bias[0] += 1
     assert weights_identity(half) != before
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(rows: int = 40, **changes) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame({"a": rng.random(rows), "b": rng.random(rows) + 5, "label": np.arange(rows) % 2} | changes)
+
+
+def test_tables_are_joined_by_the_names_of_their_columns() -> None:
+    frame, fresh = table(), table(b=np.arange(40.0))
+    examples = load(Workload(
+        model=functools.partial(nn.Linear, 2, 2), margin=0.1, train=frame, valid=frame[["b", "label", "a"]], confirm=frame, test=frame[["label", "b", "a"]],
+        unlabelled=fresh[["b", "a"]],
+    ))  # fmt: skip
+    for split in (examples.valid, examples.test):
+        np.testing.assert_array_equal(split.inputs[0], examples.train.inputs[0])
+    np.testing.assert_array_equal(examples.unlabelled.inputs[0], fresh[["a", "b"]].to_numpy(np.float32))
+
+
+@pytest.mark.parametrize("split", ["test", "unlabelled"])
+def test_tables_with_other_columns_are_refused(split) -> None:
+    frame = table()
+    given = {"train": frame, "valid": frame, "confirm": frame, "test": frame} | {split: frame.rename(columns={"b": "c"})}
+    with pytest.raises(WorkloadError, match=f"{split} lacks 'b' and has 'c' as well: give it the columns of "):
+        load(Workload(model=functools.partial(nn.Linear, 2, 2), margin=0.1, **given))

@@ -4,8 +4,9 @@
 
 Four small nets, steps of 2 ms or less with the batch they come with. `tenfold batch` studies each with seed 0. Then the least time to the target is
 found for batches in powers of 4 and the recommended one, with seeds that are fresh: trainings of several lengths, each annealed to its end, a learning
-rate for each size that is the best of three; the target is the loss that the net's own batch comes to with seed 0. A size is given up where it takes
-`LONGEST` times what the net's own batch takes. Needs Fashion-MNIST and tinyshakespeare. Writes records/batch and docs/batch-regret.svg; goes on
+rate for each size that is the best of three; the target is the loss that the net's own batch comes to with seed 0. What a step takes is the median over the trainings
+themselves, not what the study measured. A size is given up where it takes `LONGEST` times what the net's own batch takes. The four critical batch sizes stand side by
+side in the picture. Needs Fashion-MNIST and tinyshakespeare. Writes records/batch and docs/batch-regret.svg; goes on
 where it was stopped.
 """
 
@@ -25,7 +26,7 @@ from torch import nn
 
 from tenfold import device
 from tenfold.batch.calibrate import steps_to
-from tenfold.batch.predict import StepTime, learning_rate, steps_over_least
+from tenfold.batch.predict import StepTime, learning_rate, second_beta, steps_over_least
 from tenfold.build import Builder
 from tenfold.errors import DivergedError
 from tenfold.ledger import Ledger
@@ -90,6 +91,9 @@ def main() -> None:
         regret = row["regret"]
         print(f"{name}: batch {row['recommended']:,} recommended, {row['best']:,} the best; regret {regret['value']:.1%} (at most {regret['high']:.1%})")
     rows = [json.loads(path.read_text()) for name in NETS if (path := RECORDS / f"{name}.json").exists()]
+    for row in rows:
+        high = row["critical"]["high"]
+        print(f"{row['net']}: critical batch size {row['critical']['value']:,.0f} ({row['critical']['low']:,.0f} to {'no end' if high is None else f'{high:,.0f}'})")
     write_atomic(Path("docs/batch-regret.svg"), picture(rows))
 
 
@@ -115,15 +119,15 @@ def measured(name: str, folder: Path, budget: float) -> dict[str, Any]:
     for size in sizes:
         first = max(2, round(min(steps * steps_over_least(size, critical) / steps_over_least(base, critical), most / 2 / time.at(size))))
         multiple = min(MULTIPLES, key=lambda m: runs.loss(size, first, m, 0))
-        seconds = []
+        reached = []
         for seed in SEEDS:
             run = partial(runs.loss, size, multiple=multiple, seed=seed)
             losses = by_length({first: run(first)}, target, run, most / time.at(size))
-            reached = steps_to(target, sorted(losses), [losses[n] for n in sorted(losses)])
-            seconds.append(None if reached is None else reached * time.at(size))
+            reached.append(steps_to(target, sorted(losses), [losses[n] for n in sorted(losses)]))
+        seconds = [None if steps_taken is None else steps_taken * runs.step_seconds(size) for steps_taken in reached]
         said = ", ".join("not reached" if s is None else f"{s:.1f} s" for s in seconds)
         print(f"{name}: batch {size:,}, rate × {multiple:g}: {said}", flush=True)
-        rows.append({"batch": size, "multiple": multiple, "seconds": seconds, "predicted": curve[size]["seconds"] if size in curve else None})
+        rows.append({"batch": size, "multiple": multiple, "seconds": seconds, "predicted": curve[size]["seconds"] if size in curve else None, "step_milliseconds": None if not runs.taken[size] else runs.step_seconds(size) * 1e3})
     ledger.close()
     recommended = found["recommended"]["time"]["best"]
     by_size = {r["batch"]: np.array([math.inf if s is None else s for s in r["seconds"]]) for r in rows}
@@ -150,26 +154,34 @@ class Runs:
     def __init__(self, builder: Builder, ledger: Ledger, critical: float) -> None:
         self.builder, self.ledger, self.critical = builder, ledger, critical
         self.judged = sample_of(builder.examples.valid, builder.seed)
+        self.taken: dict[int, list[float]] = {}
+        """Seconds of a step, of each training, by its batch."""
+
+    def step_seconds(self, batch: int) -> float:
+        """What a step took: the median over all trainings with that batch."""
+        return float(np.median(self.taken[batch]))
 
     def loss(self, batch: int, steps: int, multiple: float, seed: int) -> float:
         """On valid after a training from the beginning; infinite where it diverges."""
         found = self.ledger.remember(f"{batch}:{steps}:{multiple:g}:{seed}", partial(self._train, batch, steps, multiple, seed))
-        return math.inf if found is None else float(found)
+        self.taken.setdefault(batch, []).extend([found["step_seconds"]] if found["step_seconds"] else [])
+        return math.inf if found["loss"] is None else float(found["loss"])
 
-    def _train(self, batch: int, steps: int, multiple: float, seed: int) -> float | None:
+    def _train(self, batch: int, steps: int, multiple: float, seed: int) -> dict[str, float | None]:
         workload, train = self.builder.workload, self.builder.examples.split("train")
         own = workload.training
         rate = multiple * learning_rate(own.learning_rate, own.batch_size, batch, optimizer=own.optimizer, critical=self.critical)
         config = dataclasses.replace(
-            own, batch_size=batch, accumulate=parts_of(batch, 4096), learning_rate=rate, warmup=WARMUP, epochs=(steps - 0.5) * batch / len(train)
-        )
+            own, batch_size=batch, accumulate=parts_of(batch, 4096), learning_rate=rate, warmup=WARMUP, epochs=(steps - 0.5) * batch / len(train),
+            second_beta=second_beta(own.second_beta, own.batch_size, batch),
+        )  # fmt: skip
         model = self.builder.fresh(seed)
         try:
-            fit(model, train, workload.loss_function(), config, seed=seed)
+            facts = fit(model, train, workload.loss_function(), config, seed=seed)
         except DivergedError:
-            return None
+            return {"loss": None, "step_seconds": None}
         loss = loss_on(model, self.judged, workload.loss_function())
-        return loss if math.isfinite(loss) else None
+        return {"loss": loss if math.isfinite(loss) else None, "step_seconds": facts["seconds"] / facts["steps"]}
 
 
 def picture(rows: list[dict[str, Any]]) -> str:
@@ -197,7 +209,7 @@ def panel(row: dict[str, Any]) -> list[str]:
     def y(value: float) -> float:
         return round(TOP + (1 - up(value) / 100) * high, 1)
 
-    lines = [f'<text x="{LEFT}" y="16" font-weight="bold">{row["net"]}</text>', f'<text x="{LEFT}" y="30">seconds to the target, by batch size</text>']
+    lines = [f'<text x="{LEFT}" y="16" font-weight="bold">{row["net"]}</text>', f'<text x="{LEFT}" y="30">seconds by batch size; critical {row["critical"]["value"]:,.0f}</text>']
     for tick in up.ticks(lambda v, _: f"{v:g}"):
         level = round(TOP + (1 - tick.at / 100) * high, 1)
         lines += [f'<path d="M{LEFT} {level}H{LEFT + wide}" stroke="#ddd"/>', f'<text x="{LEFT - 6}" y="{level + 4}" text-anchor="end">{tick.text}</text>']

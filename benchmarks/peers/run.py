@@ -12,6 +12,7 @@ import argparse
 import gzip
 import inspect
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,7 @@ def make_all(
         made[name] = {"seconds": time.perf_counter() - began, "lines": user_lines((HERE / script).read_text())}
         out = next(g for g in reversed(given) if isinstance(g, Path))
         if done.returncode or not out.exists():
-            made[name]["failed"] = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1][:300]
+            made[name]["failed"] = last_error(done.stderr)
             print(f"{name} failed: {made[name]['failed']}", flush=True)
             continue
         sides[name] = (python if kind == "torch" else here, kind, out)
@@ -180,6 +181,12 @@ def make_all(
             sides["nncf-default-precision"] = (here, "openvino-default", out)
             made["nncf-default-precision"] = made[name]
     return sides, made
+
+
+def last_error(stderr: str) -> str:
+    """The last line that names an exception, or that there is."""
+    lines = stderr.strip().splitlines() or ["it wrote nothing"]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)), lines[-1])[:300]
 
 
 def measure(

@@ -2,10 +2,11 @@
 
     python benchmarks/training/run.py fashion-mnist|cifar10|language [--minutes 30] [--seeds 5] [--work runs/training]
 
-Plain is float32, batches of 32, the usual layout, SGD with momentum or AdamW; rates and length are sought for `--minutes`, until the shortest that reaches the target on
-held-out examples is found. Then `tenfold run --objective train` has as many minutes again, to make that training cheaper (what it begins from it has not to find). Last, both train with fresh seeds, in turns: pairs of
-whole trainings, each scored on test at the end of its schedule. A side that misses the target in the mean of its seeds trains on longer, by `BETWEEN`, until it does not.
-Writes records/training; goes on where it was stopped, and adds its pairs to those of other machines.
+Plain is float32, batches of 32, the usual layout, SGD with momentum or AdamW. Its rate, decay and length are sought for twice `--minutes`: the shortest training that
+reaches the target on held-out examples. What it had come to after the first half is where `tenfold run --objective train` begins, which has the other half: both sides have
+the same time. Last, both train with fresh seeds, in turns: pairs of whole trainings, each scored on test at the end of its schedule. A side that misses the target in the mean
+of its seeds trains on longer, by `STEP`, until it does not. Then each lever is left out, with the first `SEEDS_WITHOUT` of the seeds. Writes records/training; goes on where it
+was stopped, and adds its pairs to those of other machines. With all three workloads there, it prints their geometric mean.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,11 @@ from tenfold.ledger import Ledger
 from tenfold.lever import Config, Tried, apply_all
 from tenfold.pipeline import run
 from tenfold.plan import Plan
-from tenfold.recipe import Recipe, digest
+from tenfold.recipe import Pull, Recipe, digest
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.train.config import TrainConfig
 from tenfold.train.loop import fit, predict
-from tenfold.tune import BETWEEN, first_length, next_round
+from tenfold.tune import first_length, next_round
 from tenfold.verdict import LEVEL, Decision, Interval, Verdict, exact_ratio, student_quantile
 from tenfold.workload import Workload, find, load
 
@@ -48,6 +50,9 @@ MOST_EPOCHS = {"fashion-mnist": 24.0, "cifar10": 40.0, "language": 6.0}
 SEEDS = (11, 12, 13, 14, 15)
 LONGEST = 4.0
 """Times `MOST_EPOCHS`, after which a side is given up."""
+STEP, SEEDS_WITHOUT = 2**0.25, 2
+CLOSER: list[Config] = [{"learning_rate": 1.5}, {"learning_rate": 1 / 1.5}, {"weight_decay": 3.0}, {"weight_decay": 1 / 3}]
+"""What is multiplied by what, in the ways around the best one."""
 RECORDS = Path("records/training")
 
 
@@ -63,13 +68,20 @@ def main() -> None:
     workload = find(name)
     ledger = Ledger(folder, resume=(folder / "ledger.jsonl").exists())
     trainings = Trainings(workload, ledger)
-    plain = plainly(trainings, TARGETS[name], MOST_EPOCHS[name], 60 * arguments.minutes)
+    half = plainly(trainings, TARGETS[name], MOST_EPOCHS[name], 60 * arguments.minutes, whole=120 * arguments.minutes)
+    found = by_levers(workload, half, folder / "run", 60 * arguments.minutes)
+    ours = trained_by(half, found)
+    plain = plainly(trainings, TARGETS[name], MOST_EPOCHS[name], 120 * arguments.minutes, whole=120 * arguments.minutes)
     print(f"{name}, plain: {plain.optimizer}, rate {plain.learning_rate:g}, {plain.epochs:g} epochs", flush=True)
-    ours = by_levers(workload, plain, folder / "run", 60 * arguments.minutes)
     print(f"{name}, by levers: {differing(ours, plain)}", flush=True)
-    pairs = in_pairs(trainings, {"plain": plain, "levers": ours}, TARGETS[name], MOST_EPOCHS[name], SEEDS[: max(2, arguments.seeds)])
+    seeds = SEEDS[: max(2, arguments.seeds)]
+    pairs = in_pairs(trainings, {"plain": plain, "levers": ours}, TARGETS[name], MOST_EPOCHS[name], seeds)
+    if pairs is None:
+        raise SystemExit(f"{name}: a side does not reach the target of {TARGETS[name]:g} in {LONGEST:g} times the longest training that was planned")
+    without = {lever: left_out(trainings, half, found, lever, name, pairs) for lever in dict.fromkeys(p.lever for p in found)}
     ledger.close()
-    record(name, pairs, TARGETS[name], arguments.minutes)
+    record(name, pairs, without, TARGETS[name], arguments.minutes)
+    summarise()
 
 
 class Trainings:
@@ -95,40 +107,77 @@ class Trainings:
         return {"score": float(np.concatenate(scores).mean()), "seconds": facts["seconds"], "cpu_seconds": facts["cpu_seconds"]}
 
 
-def plainly(trainings: Trainings, target: float, most: float, seconds: float) -> TrainConfig:
-    """The shortest plain training that reaches the target on held-out examples, as far as it is found in the time."""
+def plainly(trainings: Trainings, target: float, most: float, seconds: float, *, whole: float) -> TrainConfig:
+    """The shortest plain training that reaches the target on held-out examples, as far as it is found in the time; the nearest where none does.
+
+    Args:
+        seconds: of training.
+        whole: of all the tuning, of which these are the first: lengths are planned by it.
+    """
     tried: list[Tried] = []
     spent = 0.0
     an_epoch = trainings.of(dataclasses.replace(PLAIN, **WAYS[0], epochs=0.05), 0)["seconds"] / 0.05
-    length = first_length(len(WAYS), seconds, an_epoch * most)
+    length = first_length(len(WAYS), whole / 2, an_epoch * most)
+
+    def told(config: Config) -> float:
+        nonlocal spent
+        found = trainings.of(dataclasses.replace(PLAIN, **config), 0)
+        spent += found["seconds"]
+        above = -1e9 if found["score"] is None else found["score"] - target
+        print(f"  {config}: {above:+.4f}, {found['seconds']:.0f} s", flush=True)
+        quality = Interval(value=above, low=above, high=above)
+        tried.append(Tried(config=config, verdict=Verdict(decision=Decision.TAKE, reason="", quality=quality), gain=exact_ratio(1.0, 1.0)))
+        return above
+
+    def best() -> Config:
+        by_quality = {id(t): t.verdict.quality.value for t in tried if t.verdict.quality is not None}
+        good = [t for t in tried if by_quality[id(t)] >= 0]
+        return min(good, key=lambda t: float(t.config["epochs"])).config if good else max(tried, key=lambda t: by_quality[id(t)]).config
+
     while spent < seconds and (configs := next_round(WAYS, tried, length=length, whole=most, margin=1e-9)):
         for config in configs:
-            found = trainings.of(dataclasses.replace(PLAIN, **config), 0)
-            spent += found["seconds"]
-            above = -math.inf if found["score"] is None else found["score"] - target
-            quality = Interval(value=max(above, -1e9), low=max(above, -1e9), high=max(above, -1e9))
-            print(f"  {config}: {above:+.4f}, {found['seconds']:.0f} s", flush=True)
-            tried.append(Tried(config=config, verdict=Verdict(decision=Decision.TAKE, reason="", quality=quality), gain=exact_ratio(1.0, 1.0)))
-    good = [t for t in tried if t.verdict.quality is not None and t.verdict.quality.value >= 0]
-    best = min(good, key=lambda t: t.config["epochs"]) if good else max(tried, key=lambda t: t.verdict.quality.value)  # type: ignore[union-attr]
-    return dataclasses.replace(PLAIN, **best.config)
+            told(config)
+    shorter = True
+    while shorter:  # what is around the best way, each a little shorter than it
+        now, shorter = best(), False
+        for change in CLOSER:
+            if spent >= seconds:
+                break
+            shorter |= told({**now, **{k: now[k] * times for k, times in change.items()}, "epochs": round(now["epochs"] / STEP, 3)}) >= 0
+    return dataclasses.replace(PLAIN, **best())
 
 
-def by_levers(workload: Workload, plain: TrainConfig, folder: Path, seconds: float) -> TrainConfig:
-    """What Tenfold makes of the plain training."""
+def by_levers(workload: Workload, plain: TrainConfig, folder: Path, seconds: float) -> list[Pull]:
+    """What Tenfold pulls on the plain training."""
     task = dataclasses.replace(workload, name=f"{workload.name}-training", training=plain)
     done = folder / "result.json"
     document = json.loads(done.read_text()) if done.exists() else None
     document = document or run(task, objective="train", budget=seconds, out=folder, resume=(folder / "ledger.jsonl").exists(), view="lines").document
-    certified = document["certified"]
-    if certified is None:
-        return plain
-    recipe = Recipe.from_json(json.loads((folder / "bundle" / "manifest.json").read_text())["recipe"])
-    return apply_all(Plan(training=plain, session=plain_session()), recipe.pulls).training
+    if document["certified"] is None:
+        return []
+    return list(Recipe.from_json(json.loads((folder / "bundle" / "manifest.json").read_text())["recipe"]).pulls)
 
 
-def in_pairs(trainings: Trainings, sides: dict[str, TrainConfig], target: float, most: float, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Both sides with each seed, in turns, on test; longer where the mean of the seeds misses the target."""
+def trained_by(plain: TrainConfig, pulls: Sequence[Pull]) -> TrainConfig:
+    return apply_all(Plan(training=plain, session=plain_session()), pulls).training
+
+
+def left_out(trainings: Trainings, plain: TrainConfig, pulls: Sequence[Pull], lever: str, name: str, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many times as dear a training to the target is without a lever; None where it does not come there."""
+    config = trained_by(plain, [p for p in pulls if p.lever != lever])
+    found = in_pairs(trainings, {"without": config}, TARGETS[name], MOST_EPOCHS[name], tuple(p["seed"] for p in pairs[:SEEDS_WITHOUT]))
+    if found is None:
+        return {"times": None}
+    ratios = [w["without"]["cpu_seconds"] / p["levers"]["cpu_seconds"] for w, p in zip(found, pairs, strict=False)]
+    times = math.exp(float(np.mean(np.log(ratios))))
+    print(f"{name}, without {lever}: {times:.2f} times as dear", flush=True)
+    return {"times": times, "ratios": ratios, "config": found[0]["configs"]["without"]}
+
+
+def in_pairs(
+    trainings: Trainings, sides: dict[str, TrainConfig], target: float, most: float, seeds: tuple[int, ...]
+) -> list[dict[str, Any]] | None:
+    """All sides with each seed, in turns, on test; longer where the mean of the seeds misses the target. None: one never comes there."""
     while True:
         pairs = [{"seed": s, **{name: trainings.of(config, s, on=("test",)) for name, config in sides.items()}} for s in seeds]
         short = {name for name in sides if np.mean([-math.inf if p[name]["score"] is None else p[name]["score"] for p in pairs]) < target}
@@ -137,12 +186,12 @@ def in_pairs(trainings: Trainings, sides: dict[str, TrainConfig], target: float,
         if not short:
             return [{**p, "configs": {name: config.to_json() for name, config in sides.items()}} for p in pairs]
         if any(sides[name].epochs > LONGEST * most for name in short):
-            raise SystemExit(f"{', '.join(sorted(short))} does not reach the target of {target:g} in {LONGEST:g} times the longest training that was planned")
-        sides = {name: dataclasses.replace(c, epochs=c.epochs * BETWEEN) if name in short else c for name, c in sides.items()}
+            return None
+        sides = {name: dataclasses.replace(c, epochs=c.epochs * STEP) if name in short else c for name, c in sides.items()}
         print(f"  {', '.join(sorted(short))} misses the target, and trains on longer", flush=True)
 
 
-def record(name: str, pairs: list[dict[str, Any]], target: float, minutes: float) -> None:
+def record(name: str, pairs: list[dict[str, Any]], without: dict[str, Any], target: float, minutes: float) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     path = RECORDS / f"{name}.json"
     known = json.loads(path.read_text())["pairs"] if path.exists() else []
@@ -152,8 +201,16 @@ def record(name: str, pairs: list[dict[str, Any]], target: float, minutes: float
     ratios = np.log([p["plain"]["cpu_seconds"] / p["levers"]["cpu_seconds"] for p in (*kept, *mine)])
     half = student_quantile((1 + LEVEL) / 2, len(ratios) - 1) * ratios.std(ddof=1) / math.sqrt(len(ratios))
     low, value, high = (math.exp(ratios.mean() + sign * half) for sign in (-1, 0, 1))
-    write_atomic(path, json.dumps({"target": target, "minutes": minutes, "pairs": [*kept, *mine], "ratio": [low, value, high]}, indent=1))
+    write_atomic(path, json.dumps({"target": target, "minutes": minutes, "pairs": [*kept, *mine], "ratio": [low, value, high], "without": without}, indent=1))
     print(f"{name}: {value:.2f} times cheaper ({low:.2f} to {high:.2f}) to train to {target:g}, over {len(ratios)} pairs")
+
+
+def summarise() -> None:
+    """The geometric mean of all three workloads, where they are there."""
+    paths = [RECORDS / f"{name}.json" for name in TARGETS]
+    if all(path.exists() for path in paths):
+        ratios = [json.loads(path.read_text())["ratio"][1] for path in paths]
+        print(f"geometric mean: {math.exp(float(np.mean(np.log(ratios)))):.2f} times cheaper ({', '.join(f'{r:.2f}' for r in ratios)})")
 
 
 def differing(config: TrainConfig, other: TrainConfig) -> str:

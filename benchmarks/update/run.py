@@ -30,7 +30,7 @@ from tenfold.workloads.fashion_mnist import model
 
 FIRST, BATCH, BATCHES, TRUTH = 8_000, 4_000, 10, 10_000
 """Images that the net learns from, that a batch brings, batches, and images that only say what is true."""
-WIDTH, EPOCHS, BUDGET, MARGIN = 16, 12, 300.0, 0.01
+WIDTH, EPOCHS, BUDGET, MARGIN = 16, 12, 300.0, 0.02
 
 
 def shuffled(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +59,8 @@ def main() -> None:
     write_atomic(Path("records/update/fashion-mnist.json"), json.dumps({"margin": MARGIN, "chains": chains, "environment": device.environment()}, indent=1))
     rows = [row for rows in chains for row in rows]
     good, bad = [r for r in rows if r["spoiled"] is None], [r for r in rows if r["spoiled"] is not None]
-    breaches = sum(r[on]["value"] < -MARGIN for r in rows for on in ("old", "new") if r[on] is not None)
+    # what is in service is held against the first on new data where it was let in for them: who gets labels exchanged is no worse for knowing the old ones
+    breaches = sum(r[on]["value"] < -MARGIN for r in rows for on in ("old", *(["new"] if r["let_in"] else [])) if r[on] is not None)
     print(f"{sum(r['let_in'] for r in good)} of {len(good)} good batches and {sum(r['let_in'] for r in bad)} of {len(bad)} spoiled ones were let in; ", end="")
     print(f"what was in service was worse by more than the margin, on old or new, {breaches} times")
 

@@ -33,8 +33,13 @@ from tenfold.workload import Examples, Workload, class_axis, identity, metric_id
 
 KEPT_BYTES = 1 << 28
 """Of all answers on a split, above which their scores alone are kept."""
+MAPPED_BYTES = 1 << 24
+"""Of answers on a split, above which they stay in their file until they are looked at: many models' may be looked at together."""
 PART_BYTES = 1 << 25
 """Of answers that are scored at a time where they are not kept."""
+
+OF_ONE = "Expected more than 1 value per channel"
+"""What PyTorch says of a batch of one example that is to be normalised."""
 
 OnStep = Callable[[str, Step, float], None]
 """Called with (kind of work, finished step, seconds that it alone took; 0 where it was there already)."""
@@ -137,6 +142,7 @@ class Builder:
                     f"the model has {width} outputs, the data {self.examples.classes} classes: give it one output a class"
                 )
         assert target is not None
+        self._check_augment(inputs)
         try:
             loss = self.workload.loss_function()(output.float(), target)
         except Exception as error:  # the loss may be the user's own
@@ -147,6 +153,38 @@ class Builder:
         if loss.numel() != 1:
             raise WorkloadError(f"the loss has shape {tuple(loss.shape)}: it must be one number a batch")
         self.workload.scores(output.float().cpu().numpy(), split.targets)  # type: ignore[arg-type]
+
+    def check_mean_loss(self) -> None:
+        """A loss over a batch twice is the loss over it once, if it is a mean.
+
+        Raises:
+            WorkloadError: it is a sum.
+        """
+        model, loss = self.fresh().to(pick_device()).eval(), self.workload.loss_function()
+        inputs, target = batch_of(self.examples.split("train"), slice(0, 16), pick_device())
+        assert target is not None
+        with torch.inference_mode():
+            output = model(*inputs).float()
+            once, twice = float(loss(output, target)), float(loss(torch.cat([output, output]), torch.cat([target, target])))
+        if abs(twice - 2 * once) < 0.1 * abs(once):
+            raise WorkloadError(
+                f"the loss of a batch taken twice is {twice:.4g}, and {once:.4g} of it once: it is a sum over the batch, so that its gradient grows "
+                "with the batch; give a loss that is a mean"
+            )
+
+    def _check_augment(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Teachers answer on what augmentation gives, by graphs that take the dtype and shape of the data."""
+        if self.workload.augment is None:
+            return
+        try:
+            given = self.workload.augment(inputs[0].clone(), torch.Generator().manual_seed(0))
+        except Exception as error:  # the user's own code may raise anything
+            raise WorkloadError(f"augment raised {type(error).__name__}: {first_line(error)}") from error
+        if not isinstance(given, torch.Tensor):
+            raise WorkloadError(f"augment returns a {type(given).__name__}: let it return the batch")
+        if (given.dtype, given.shape) != (inputs[0].dtype, inputs[0].shape):
+            was, now = (f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (inputs[0], given))
+            raise WorkloadError(f"augment makes {now} of a batch of {was}: let it keep shape and dtype")
 
     # ------------------------------------------------------------ steps
 
@@ -201,7 +239,8 @@ class Builder:
                 except (TenfoldError, OSError, MemoryError):
                     raise
                 except Exception as error:  # the user's model, loss or augmentation may raise anything
-                    raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}") from error
+                    hint = ": batch normalisation needs two examples, give a larger batch_size or a smaller accumulate" if OF_ONE in str(error) else ""
+                    raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}{hint}") from error
             save_weights(model, folder / "model.safetensors")
             return facts
 
@@ -356,7 +395,8 @@ class Builder:
             return {}
 
         step = self.step("evaluate", self._answer_key("outputs", plan, examples, batch), work)
-        outputs: Array = np.load(step.path / "outputs.npy", allow_pickle=False)
+        path = step.path / "outputs.npy"
+        outputs: Array = np.load(path, allow_pickle=False, mmap_mode="c" if path.stat().st_size > MAPPED_BYTES else None)
         return outputs
 
     def scores(self, plan: Plan, examples: Split, batch: int) -> Array:

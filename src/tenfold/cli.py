@@ -38,8 +38,8 @@ class ObjectiveName(StrEnum):
     train = "train"
 
 
-WorkloadArgument = Annotated[str, typer.Argument(help="A built-in (digits, fashion-mnist, cifar10), or path/to/task.py[:name].", show_default=False)]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder that holds the named data set.", show_default=False)]
+WorkloadArgument = Annotated[str, typer.Argument(help="A built-in (`tenfold workloads` lists them), or path/to/task.py[:name].", show_default=False)]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder that holds the data of a built-in; of `language` a text file or folder.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and only it, on standard output.")]
 MarginOption = Annotated[float | None, typer.Option("--margin", help="Quality that may be given up, instead of the workload's.", show_default=False)]
 

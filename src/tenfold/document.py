@@ -16,7 +16,7 @@ from tenfold.context import Context
 from tenfold.errors import TenfoldError
 from tenfold.execute import EAGER, Objective, ratio_of
 from tenfold.final import Final
-from tenfold.lever import discover
+from tenfold.lever import Tuned, discover
 from tenfold.measure import Samples
 from tenfold.profile import profile_of
 from tenfold.recipe import canonical
@@ -87,6 +87,7 @@ def document(
         },
         "profile": run.ledger.remember("profile", lambda: profile_of(run.builder)),
         "training_memory": _training_memory(run, last),
+        "tuned": _tuned(ladder),
         "ladder": _rows(run, ladder, last, winner, reference),
         "attribution": final.attribution(run, last) if winner else [],
         "best_single": final.composing(run, last) if winner else None,
@@ -182,6 +183,24 @@ def _training_memory(run: Context, last: Final) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------- ladder and candidates
+
+
+def _tuned(ladder: Ladder) -> list[dict[str, Any]]:
+    """What each kind of config came to in the same time, of levers that have kinds: the baseline's own is the control of the others."""
+    groups: dict[tuple[str, str], list[Candidate]] = {}
+    levers = {name: lever for name, lever in discover().items() if isinstance(lever, Tuned)}
+    for c in ladder.candidates:
+        if c.lever in levers:
+            groups.setdefault((c.lever, levers[c.lever].kind(c.config)), []).append(c)
+    rows = []
+    for (lever, kind), tried in groups.items():
+        good = [c for c in tried if c.verdict.decision is Decision.TAKE and c.gain is not None]
+        best = max(good, key=lambda c: c.gain.value if c.gain else 0.0, default=None)
+        rows.append({
+            "lever": lever, "kind": kind, "tried": len(tried), "seconds": sum(c.training_seconds for c in tried),
+            "best": _candidate(best, None) if best is not None else None,
+        })  # fmt: skip
+    return rows
 
 
 def _rows(run: Context, ladder: Ladder, last: Final, winner: Candidate | None, reference: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ class ExportError(TenfoldError):
 
 
 class BudgetEndedError(TenfoldError):
-    """The budget ended in the middle of long work, which can be gone on with under a larger one."""
+    """The budget ended in the middle of long work: what was there before it stands."""
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

@@ -21,6 +21,7 @@ from tenfold.data.split import Array, Split
 from tenfold.engine import Runner, SessionConfig, open_session
 from tenfold.errors import WorkloadError, first_line
 from tenfold.measure import Samples, calls_for, interleave, step_costs
+from tenfold.memory import OUT_OF_MEMORY, try_step
 from tenfold.plan import Plan
 from tenfold.train.average import renormalise
 from tenfold.train.config import TrainConfig
@@ -181,6 +182,29 @@ class Evaluator:
         timed = examples.train or examples.valid
         return float(np.median(samples["baseline"].wall)) / 1e9 * len(examples.to_learn_from) / len(timed)
 
+    def most_at_once(self, examples: int) -> int:
+        """So many examples, or half as many, or a quarter, …, that a backward pass of the baseline has memory for; what it has now at the least.
+
+        Where it takes too long to be told (on one thread), a quarter of that is taken.
+        """
+        training, train = self.baseline.training, self.builder.examples.split("train")
+        own = -(-training.batch_size // training.accumulate)
+
+        def step(batch: int) -> float:
+            config = dataclasses.replace(training, batch_size=batch, accumulate=1, grow=1)
+            return stepper(*self.begun(config, train, batch), self.builder.workload.loss_function(), config, pick_device())()
+
+        slow = 0
+        while examples > own and slow < 2:
+            fit = try_step(step, examples, pick_device())
+            if fit.reason is None:
+                return examples
+            if fit.reason != OUT_OF_MEMORY and "did not end" not in fit.reason:  # the model takes no such batch
+                return own
+            slow += fit.reason != OUT_OF_MEMORY
+            examples //= 2
+        return max(examples, own)
+
     def begun(self, config: TrainConfig, train: Split, batch: int) -> tuple[nn.Module, Optimizer, Feed]:
         """What a training begins with; with a rate of zero, so that what is timed does not diverge."""
         model = self.builder.fresh().to(pick_device()).train()
@@ -207,7 +231,7 @@ MEAN, NORMALISED = "mean", "normalised"
 
 def _done(config: TrainConfig, examples: int) -> list[tuple[int, str, int]]:
     """What a training does: how often, by a name that is the same for what takes the same, and with which batch."""
-    alike = (config.accumulate, config.optimizer, config.momentum > 0, config.schedule == "free", config.dtype, config.channels_last, config.state, config.recompute)
+    alike = (config.accumulate, config.optimizer, config.momentum > 0, config.schedule == "free", config.dtype, config.channels_last, config.state, config.recompute, config.dropout)
     done = [(count, repr((batch, *alike)), batch) for count, batch in stretches_of(config, examples) if count]
     if config.average:
         done.append((math.ceil(config.average * sum(count for count, _, _ in done)), MEAN, config.batch_size))

@@ -84,8 +84,9 @@ class Selected(nn.Module):
         self.output = output
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        found: Tensor = self.inner(*inputs)[self.output]
-        return found
+        found = self.inner(*inputs)
+        served: Tensor = found if isinstance(found, Tensor) else found[self.output]  # a teacher or student may return nothing else
+        return served
 
 
 def as_seen_by_model(inputs: Sequence[Array], preprocess: nn.Module | None) -> tuple[Tensor, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from tenfold.data.split import Array
 from tenfold.insights import confidence
 from tenfold.lever import Part, Situation
 from tenfold.verdict import safety_of
+
+Score = Callable[[Array, Array], Array]
+"""Rows (k,) of valid and outputs (k, classes) on them to scores (k,)."""
 
 SHARES = tuple(np.round(np.concatenate([np.arange(0.01, 0.1, 0.01), np.arange(0.1, 0.3, 0.02), np.arange(0.3, 0.82, 0.05)]), 3))
 """Of the examples, that a part may hand on."""
@@ -30,6 +34,8 @@ AIM, HANDS_ON_LESS = -0.4, 0.5
 short training."""
 BEHIND = 0.5
 """Cost of what answers where no student is sure, the baseline compressed, over the baseline's, until it is known better."""
+MOST_OUTPUTS, LEAST_ROWS = 1 << 23, 4096
+"""Numbers that the outputs of a part have where cascades are compared, and the rows that there are for them at least."""
 LEAST_GAIN = 1.02
 """Over the cheapest part that is good enough alone."""
 
@@ -55,24 +61,27 @@ class Foreseen:
 
 
 def best(
-    parts: Sequence[Part], margin: float, *, tested: int, score: Callable[[Array], Array] | None = None, overhead: float = OVERHEAD
+    parts: Sequence[Part], margin: float, *, tested: int, score: Score | None = None, overhead: float = OVERHEAD
 ) -> list[Foreseen]:
     """For each degree of safety the cheapest cascade that has it, where it beats every single part; safest first.
 
     Args:
         parts: the baseline first.
         tested: examples that will certify.
-        score: outputs (n, classes) on valid to scores (n,); None: answers are not blended.
+        score: None: answers are not blended.
         overhead: cost of a decision, over the baseline's prediction.
     """
-    baseline, useful = parts[0], _useful(parts)
+    useful = _useful(parts)
+    rows = _sampled(parts[0].outputs)
+    useful, baseline = [_on(p, rows) for p in useful], _on(parts[0], rows)
+    scored = None if score is None else partial(score, rows)
     n = len(baseline.scores)
     samples = [np.arange(n), *_halves(n)]
     places: list[tuple[tuple[Part, ...], float, tuple[float, ...]]] = []
     tables: list[list[Array]] = [[] for _ in samples]
-    for chain, blend, steps in _chains(useful, score):
-        for table, rows in zip(tables, samples, strict=True):
-            hand_on, options = _options(chain, [(sureness[rows], (scores - baseline.scores)[rows]) for sureness, scores in steps], overhead)
+    for chain, blend, steps in _chains(useful, scored):
+        for table, some in zip(tables, samples, strict=True):
+            hand_on, options = _options(chain, [(sureness[some], (scores - baseline.scores)[some]) for sureness, scores in steps], overhead)
             table.append(options)
             places += [(chain, blend, shares) for shares in hand_on] if table is tables[0] else []
     whole, *halves = (np.concatenate([np.empty((0, 3)), *table]) for table in tables)
@@ -81,14 +90,24 @@ def best(
     single = [float(safety_of(d.mean(), d.std(), margin, n, tested)) for d in differences]
     chosen: list[int] = []
     for wanted in SAFETY:
-        alone = min((p.cost for p, safe in zip(useful, single, strict=True) if safe >= wanted), default=float("inf"))
+        alone = min((p.cost for p, safe in zip(useful, single, strict=True) if safe >= wanted), default=1.0)
         cheapest = _cheapest(whole, safety, wanted)
-        if cheapest is not None and whole[cheapest, 2] * LEAST_GAIN < alone and cheapest not in chosen:
+        if cheapest is not None and whole[cheapest, 2] * LEAST_GAIN < min(alone, 1.0) and cheapest not in chosen:
             chosen.append(cheapest)
     return [
         Foreseen(parts=chain, blend=blend, hand_on=hand_on, quality=float(quality), deviation=float(deviation), cost=float(cost))
         for (chain, blend, hand_on), (quality, deviation, cost) in ((places[i], whole[i]) for i in chosen)
     ]
+
+
+def _sampled(outputs: Array) -> Array:
+    """Rows of valid on which cascades are compared: all of them, or so many, evenly spread, that hundreds of chains can be."""
+    n = len(outputs)
+    return np.unique(np.linspace(0, n - 1, min(n, max(LEAST_ROWS, MOST_OUTPUTS * n // outputs.size))).round().astype(int))
+
+
+def _on(part: Part, rows: Array) -> Part:
+    return part if len(rows) == len(part.scores) else replace(part, outputs=part.outputs[rows], scores=part.scores[rows])
 
 
 def _cheapest(options: Array, safety: Array, wanted: float) -> int | None:
@@ -125,10 +144,9 @@ def _useful(parts: Sequence[Part]) -> list[Part]:
     for part in sorted(parts, key=lambda p: (p.cost, -p.scores.mean())):
         if not out or part.scores.mean() > out[-1].scores.mean() or part is parts[0]:
             out.append(part)
-    while len(out) > MOST_PARTS:  # the one least far from its neighbours in cost goes
-        ratios = [out[i + 1].cost / out[i].cost for i in range(len(out) - 1)]
-        at = int(np.argmin(ratios))
-        out.pop(at + 1 if out[at] is parts[0] or (out[at + 1] is not parts[0] and at < len(ratios) - 1) else at)
+    while len(out) > MOST_PARTS:  # of the two that are nearest in cost, the worse goes
+        at = int(np.argmin([dearer.cost / cheaper.cost for cheaper, dearer in pairwise(out)]))
+        out.pop(at + 1 if out[at] is parts[0] else at)
     return out
 
 

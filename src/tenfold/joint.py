@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenfold.candidate import Candidate, Entrant
 from tenfold.foresee import may_compose, promising
-from tenfold.lever import Lever, Searched, Stage, apply_all
+from tenfold.lever import Config, Lever, Searched, Stage, apply_all
 from tenfold.recipe import Pull, Recipe, digest
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Trial:
     point: dict[str, int]
     """For each dimension, the index of its choice."""
     values: tuple[float, float] | None
-    """Quality difference, and the logarithm of the gain; None: it could not be built."""
+    """Quality difference, and the logarithm of the gain; None: it could not be built. Of what was not worth a training, the worst quality so far."""
 
 
 @dataclass
@@ -65,6 +65,8 @@ class JointSearch:
     promoted: list[Pull] = field(default_factory=list)
     """Pulls of the model stage that were trained in full."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SAMPLERS, 0.0))
+    ended: list[tuple[str, int, float]] = field(default_factory=list)
+    """Of each round: its sampler, and that sampler's trials and seconds when it ended."""
 
     def run(self) -> dict[str, Any] | None:
         """Explore, then train the best in full; what the learned and the random rounds came to. None: there was no time."""
@@ -96,17 +98,36 @@ class JointSearch:
         seed = int(digest([self.search.settings.seed, turn])[:8], 16)  # samplers take 32 bits
         points = self.search.ledger.remember(f"ask:{turn}", lambda: ask(self._space, self.trials, sampler, seed=seed))
         entries = [self._entrant(p) for p in points]
-        new = {e.recipe.id: e for e in entries if e is not None and e.recipe.id not in self.seen}
         before = self.search.left(f"joint:before:{turn}")
+        known = {c.recipe.id: c for c in self.search.ladder.candidates if c.whole}
+        self.seen |= {e.recipe.id: known[e.recipe.id] for e in entries if e is not None and e.recipe.id in known}  # the ladder had it already
+        fresh = {e.recipe.id: e for e in entries if e is not None and e.recipe.id not in self.seen}
+        costs = self._costs(list(fresh.values()))
+        new = {name: e for name, e in fresh.items() if costs.get(name, 0.0) < 1.0}
         measured, stopped = self.search.joint_round(turn, list(new.values()))
         self.seconds[sampler] += before - self.search.left(f"joint:after:{turn}")
         self.seen |= {c.recipe.id: c for c in measured}
         for point, entrant in zip(points, entries, strict=True):
-            if stopped and entrant is not None and entrant.recipe.id not in self.seen:
+            name = entrant.recipe.id if entrant is not None else ""
+            if entrant is None:
+                values: tuple[float, float] | None = BASELINE_VALUES
+            elif costs.get(name, 0.0) >= 1.0:  # as if it came to no more than the worst: it was not worth a training
+                values = (self._floor()[0], -math.log(costs[name])) if math.isfinite(costs[name]) else None
+            elif stopped and name not in self.seen:
                 continue  # the budget ended before it: nothing is known of it
-            values = BASELINE_VALUES if entrant is None else _values(self.seen.get(entrant.recipe.id))
+            else:
+                values = _values(self.seen.get(name))
             self.trials.append(Trial(sampler=sampler, point=point, values=values))
+        self.ended.append((sampler, sum(t.sampler == sampler for t in self.trials), self.seconds[sampler]))
         return not stopped
+
+    def _costs(self, entrants: Sequence[Entrant]) -> dict[str, float]:
+        """By recipe, what the structure of a lever of the model stage costs, untrained; nothing for what keeps the baseline's structure."""
+        out: dict[str, float] = {}
+        for lever in self.levers[Stage.MODEL]:
+            own = [e for e in entrants if e.recipe.pulls[0].lever == lever.name]
+            out |= dict(zip((e.recipe.id for e in own), self._costs_compressed(lever, [e.recipe.pulls[0].config for e in own]), strict=True))
+        return out
 
     def _situation(self, stage: Stage) -> Situation:
         return self.search.situation(stage, self.search.root, ())
@@ -160,6 +181,8 @@ class JointSearch:
         first = best.recipe.pulls[0]
         self.promoted.append(first)
         recipe = self.search.root.recipe.then(first.lever, by_name[first.lever].longer(first.config, times))
+        if any(c.recipe.id == recipe.id for c in self.search.ladder.candidates):
+            return True
         _, stopped = self.search.joint_round(f"full:{turn}", [self._entered(recipe)])
         return not stopped
 
@@ -172,26 +195,31 @@ class JointSearch:
         if may_compose(situation, baseline):
             own = {c.recipe.id: c for c in able if c.recipe.id in parts}
             full = [p for name, p in parts.items() if name not in self.seen and p.cost < 1.0]
-            short = [replace(parts[name], cost=min(parts[name].cost, self._cost_compressed(c))) for name, c in own.items()]
+            costs = self._costs(list(own.values()))
+            short = [replace(parts[name], cost=min(parts[name].cost, costs[name])) for name in own]
             if found := promising([*full, *short], baseline, situation.margin, in_full=len(full)):
                 return list(own.values())[found[0] - len(full)]
         return min(able, key=lambda c: (-contribution(_point(c), [_point(o) for o in able if o is not c]), c.recipe.id))
 
-    def _cost_compressed(self, candidate: Candidate) -> float:
-        """Of a candidate's model, by the first guess of the levers of compression, over the baseline's."""
-        first = candidate.recipe.pulls[0]
-        lever = next(v for v in self.levers[Stage.MODEL] if v.name == first.lever)
-        (ratio,) = self.search.skeleton_ratios(lever, self.search.root, [first.config], compressed=True)
-        return 1 / ratio if isinstance(ratio, float) else math.inf
+    def _costs_compressed(self, lever: Lever, configs: Sequence[Config]) -> list[float]:
+        """Of structures that a lever makes of the baseline, as they are or by the first guess of the levers of compression, in the unit of parts;
+        infinite where one cannot be built."""
+        ratios = self.search.skeleton_ratios(lever, self.search.root, configs, compressed=True)
+        return [self.search.baseline_cost / r if isinstance(r, float) else math.inf for r in ratios]
 
     def _controls(self) -> dict[str, Any]:
-        """The hypervolume that each kind of round reached, above what the worst trial shows, by as many of their first trials as both have."""
+        """The hypervolume that each kind of round reached, above what the worst trial shows: by as many of their first trials as both have, and
+        by what each had tried when the quicker of the two ended."""
         own = {sampler: [t.values for t in self.trials if t.sampler == sampler] for sampler in SAMPLERS}
-        both = min(map(len, own.values()))
+        both, within = min(map(len, own.values())), min(self.seconds.values())
         out: dict[str, Any] = {}
         for sampler, values in own.items():
-            reached = hypervolume([v for v in values[:both] if v is not None], self._floor())
-            out[sampler] = {"trials": len(values), "compared": both, "seconds": self.seconds[sampler], "hypervolume": reached}
+            soon = max((count for name, count, seconds in self.ended if name == sampler and seconds <= within), default=0)
+            reached, in_time = (hypervolume([v for v in values[:count] if v is not None], self._floor()) for count in (both, soon))
+            out[sampler] = {
+                "trials": len(values), "compared": both, "seconds": self.seconds[sampler], "hypervolume": reached,
+                "same_time": {"seconds": within, "trials": soon, "hypervolume": in_time},
+            }  # fmt: skip
         return out
 
     def _floor(self) -> tuple[float, float]:

@@ -71,7 +71,7 @@ class Part:
     scores: Array
     """(n,) on valid."""
     cost: float
-    """Of a prediction, over the baseline's."""
+    """Of a prediction, over the baseline's where that is cheapest: in PyTorch or by plain onnxruntime."""
 
     @cached_property
     def sureness(self) -> Array:
@@ -118,11 +118,15 @@ class Situation:
     """Seconds of which `seconds_left` are left."""
     training_seconds: float
     """What the baseline's training took, or would take where its weights were given; 0 where there is nothing to train on."""
+    epoch_answered: float = 0.0
+    """Seconds that the workload's own teacher takes to answer on all that is learned from; 0 where it has none."""
     tried: tuple[Tried, ...] = ()
     """This lever's configs so far, in the order of trying."""
     skeleton_ratios: Callable[..., Sequence[float | str]] = _no_ratios
     """(configs of this lever, compressed=False) to how many times cheaper than the baseline their structures measure, untrained; or, in
     words, why one cannot be built. `compressed`: each as it is or by the first guess of the levers of compression, whichever is cheaper."""
+    most_at_once: Callable[[int], int] = int
+    """Examples to how many of them, or half as many, or a quarter, …, a backward pass of the baseline has memory for."""
     parts: Callable[[], Sequence[Part]] = tuple
     """What has been measured in full so far, the baseline first."""
     composes: bool = True
@@ -136,6 +140,14 @@ class Situation:
         if self.workload.pretrained is not None or self.examples.train is None or not self.training_seconds:  # it came trained
             return 1
         return 1 + int(min(ENSEMBLE_SHARE * self.whole_budget / self.training_seconds, MOST_TEACHERS - 1))
+
+    @property
+    def learning_seconds(self) -> float:
+        """Of a training as long as the baseline's on all that students learn from, examples without labels included."""
+        train, more = self.examples.train, self.examples.unlabelled
+        if train is None or more is None or self.workload.pretrained is not None:  # where weights are given the time was taken for all of them
+            return self.training_seconds
+        return self.training_seconds * (1 + len(more) / len(train))
 
     @property
     def floor(self) -> float:
@@ -204,6 +216,15 @@ class Searched(Lever, Protocol):
 
     def longer(self, config: Config, times: float) -> Config:
         """The config with so many times its training."""
+        ...
+
+
+@runtime_checkable
+class Tuned(Lever, Protocol):
+    """A lever that gives several kinds of configs, the baseline's own among them, the same part of the time: what each came to is reported."""
+
+    def kind(self, config: Config) -> str:
+        """Which of them a config is of."""
         ...
 
 

@@ -23,7 +23,18 @@ from tenfold.context import Context
 from tenfold.document import UNITS, document, manifest
 from tenfold.engine import open_session
 from tenfold.errors import TenfoldError, WorkloadError
-from tenfold.execute import EAGER, LEAST_INPUTS, ROUNDS, Evaluator, Objective, OperatingPoint, as_json, first_batch, plain_session
+from tenfold.execute import (
+    EAGER,
+    LEAST_INPUTS,
+    ROUNDS,
+    Evaluator,
+    Objective,
+    OperatingPoint,
+    as_json,
+    first_batch,
+    from_json,
+    plain_session,
+)
 from tenfold.export import check_batches, export
 from tenfold.final import Final
 from tenfold.ledger import Ledger
@@ -210,11 +221,14 @@ def _carry_out(run: Context, *, show_examples: bool) -> Result:
         return budget.left
 
     run.builder.seconds_left = seconds_left
+    eager = base["cheaper"] == EAGER
+    timed = from_json(base["samples"])
     search = Search(
         run.evaluator, run.ledger, run.view, run.settings, budget=budget, margin=run.margin,
-        reference=EAGER if base["cheaper"] == EAGER else BASELINE,
+        reference=EAGER if eager else BASELINE,
+        baseline_cost=1 / run.evaluator.ratio(timed[EAGER], timed[BASELINE]).value if eager and run.settings.objective != "size" else 1.0,
         trial_seconds=estimate["trial_seconds"], compose_seconds=estimate["compose_seconds"],
-        training_seconds=base.get("would_train_seconds") or base["training_seconds"],
+        training_seconds=base.get("would_train_seconds") or base["training_seconds"], epoch_answered=estimate.get("epoch_answered", 0.0),
     )  # fmt: skip
     ladder = search.climb()
     run.builder.seconds_left = lambda: math.inf  # what is left is certified, whatever of the cache has to be made again for it
@@ -234,7 +248,10 @@ def _preflight(run: Context) -> dict[str, Any]:
     """Everything that can be found wrong before the budget is spent, and what will take how long: a trial, the certification, and
     timing a round of composed models (None: too long for this budget)."""
     run.builder.check()
-    check_teacher(run.builder)
+    trains = run.examples.train is not None and run.workload.pretrained is None
+    if trains and (run.settings.objective == "train" or run.workload.training.accumulate > 1):  # batches of several sizes, or made of parts
+        run.builder.check_mean_loss()
+    answering = check_teacher(run.builder)
     test, batch = run.examples.test, run.evaluator.point.batch
     insights.check_slices(insights.slice_masks(run.workload, test, run.examples.labels, run.examples.classes), run.workload)
     with tempfile.TemporaryDirectory() as scratch:
@@ -266,7 +283,10 @@ def _preflight(run: Context) -> dict[str, Any]:
             "on this machine (measured on the untrained model): give a larger --budget"
         )
     reserve = whole if seconds is None else max(last, min(whole, seconds / 3))
-    return {"trial_seconds": trial, "certify_seconds": reserve, "compose_seconds": ROUND_SIDES * many if composes else None}
+    return {
+        "trial_seconds": trial, "certify_seconds": reserve, "compose_seconds": ROUND_SIDES * many if composes else None,
+        "epoch_answered": answering,
+    }  # fmt: skip
 
 
 def _baseline(run: Context) -> dict[str, Any]:

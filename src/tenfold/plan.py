@@ -30,7 +30,7 @@ class Materials:
     rate: float = 1.0
     """Times the usual learning rate, where a pass has one of its own: below 1 where weights are not new."""
     teacher: Callable[..., Teacher] | None = None
-    """(seeds, batch_size, mixup) to what the baseline, or an ensemble of it, answers on augmented training examples."""
+    """(seeds, batch_size, mixup, accumulate) to what the baseline, or an ensemble of it, answers on augmented training examples."""
 
 
 def _same(model: nn.Module, _materials: Materials) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tenfold.errors import first_line
 from tenfold.execute import LEAST_STEP_ROUNDS, STEP_ROUNDS, STEP_SECONDS, Evaluator
 from tenfold.measure import step_costs
 from tenfold.train.config import TrainConfig
+from tenfold.train.dropout import dropping
 from tenfold.train.feed import in_channels_last, stretches_of
 from tenfold.train.loop import pick_device, stepper
 from tenfold.train.recompute import Peak, blocks_of, cheapest, recomputing
@@ -93,7 +93,7 @@ def _changes(evaluator: Evaluator, config: TrainConfig, batch: int) -> dict[str,
     if config.schedule != "free" and (config.optimizer != "sgd" or config.momentum):
         out["the optimizer's state in bfloat16"] = {"state": "bfloat16"}
         least |= {"state": "bfloat16"}
-    if config.batch_size % (2 * config.accumulate) == 0:
+    if 2 * config.accumulate <= min(batch, config.batch_size):
         out["twice as many micro-batches"] = {"accumulate": 2 * config.accumulate}
         least |= {"accumulate": 2 * config.accumulate}
     return out | ({"all of these": least} if len(least) > 1 else {})
@@ -119,11 +119,11 @@ def _forward(evaluator: Evaluator, config: TrainConfig, batch: int) -> tuple[nn.
     """A model at the beginning of a training, and a function that takes it to the loss of its first micro-batch."""
     device, loss_of = pick_device(), evaluator.builder.workload.loss_function()
     model, _, feed = evaluator.begun(config, evaluator.builder.examples.split("train"), batch)
-    inputs, target = next(feed.parts(0, device, micro=max(1, math.ceil(batch / config.accumulate))))
+    inputs, target = next(feed.parts(0, device, count=config.accumulate))
     assert target is not None
 
     def forward() -> Tensor:
-        with recomputing(model, config.recompute), torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        with recomputing(model, config.recompute), dropping(model, config.dropout), torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
         return loss_of(output.float(), target)
 

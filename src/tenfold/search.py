@@ -92,6 +92,7 @@ class Search:
     def __init__(
         self, evaluator: Evaluator, ledger: Ledger, view: View, settings: Settings, *,
         budget: Budget, margin: float, reference: str, trial_seconds: float, compose_seconds: float | None, training_seconds: float,
+        epoch_answered: float = 0.0, baseline_cost: float = 1.0,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -99,6 +100,8 @@ class Search:
             reference: the side that gains are against: `BASELINE`, or `EAGER` where that is cheaper.
             trial_seconds: what measuring one config takes, by a first estimate.
             compose_seconds: what timing a round of composed models takes; None: too much for the budget, so nothing is composed.
+            epoch_answered: what the workload's own teacher takes to answer on an epoch.
+            baseline_cost: of the baseline by plain onnxruntime, over that of `reference`.
         """
         self.evaluator = evaluator
         self.ledger = ledger
@@ -110,6 +113,8 @@ class Search:
         self.trial_seconds = trial_seconds
         self.compose_seconds = compose_seconds
         self.training_seconds = training_seconds
+        self.epoch_answered = epoch_answered
+        self.baseline_cost = baseline_cost
         self.trials = 0
         self.occasion = ""
         """Of levers that are pulled a second time: tells their questions in the ledger apart."""
@@ -236,13 +241,14 @@ class Search:
             graph=builder.graph(now.plan).path / "model.onnx",
             objective=self.settings.objective, batch=self.evaluator.point.batch, margin=self.margin,
             quick=self.settings.quick, began_at=self._came_to(now), seconds_left=self.budget.left, whole_budget=self.budget.seconds or A_DAY,
-            training_seconds=self.training_seconds,
+            training_seconds=self.training_seconds, epoch_answered=self.epoch_answered,
             tried=tuple(
                 Tried(
                     config=c.config, verdict=c.verdict, gain=c.gain,
                     training_seconds=c.training_seconds, answering_seconds=c.answering_seconds,
                 ) for c in tried
             ),
+            most_at_once=lambda examples: self.ledger.remember(f"memory:{examples}", lambda: self.evaluator.most_at_once(examples)),
             parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)) and self.compose_seconds is not None,
         )  # fmt: skip
 
@@ -375,10 +381,10 @@ class Search:
             return {"quality": self.evaluator.quality(plan, "valid", rows).to_json(), **trained}
         except BudgetEndedError as error:
             return {"failed": str(error), "ended": True}
-        except (TenfoldError, RuntimeError, ValueError) as error:
+        except (TenfoldError, RuntimeError, ValueError, MemoryError) as error:
             if isinstance(error.__cause__, OSError):  # a full disk: the run stops, and can be resumed
                 raise
-            return {"failed": f"failed: {error}", "ended": False}
+            return {"failed": f"failed: {str(error) or ('out of memory' if isinstance(error, MemoryError) else type(error).__name__)}", "ended": False}
 
     def _verdict(self, quality: Interval | None, factor: Interval, p99: float) -> Verdict:
         if quality is None:
@@ -493,7 +499,7 @@ class Search:
             c for c in (*self.ladder.candidates, *tried)
             if c.whole and c.standing and c.plan.session == evaluator.baseline.session and c.plan.join is None
         ]  # fmt: skip
-        rows = [(self.root.recipe, evaluator.baseline, 1.0)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]
+        rows = [(self.root.recipe, evaluator.baseline, self.baseline_cost)] + [(c.recipe, c.plan, 1 / c.gain.value) for c in able if c.gain]
         valid = builder.examples.valid
         if len(builder.answer_shape) != 1:  # nothing is made of several such models, and their outputs may be more than memory holds
             rows, valid = rows[:1], valid.take(slice(0, 2))

@@ -44,6 +44,10 @@ def print_summary(result: dict[str, Any], folder: Path) -> None:
     console.print(f"bundle  {folder / 'bundle'}", soft_wrap=True)
 
 
+def _end(value: float | None) -> str:
+    return "no end" if value is None else f"{value:,.0f}"
+
+
 def print_study(document: dict[str, Any], folder: Path) -> None:
     """Which batch, and what goes with it."""
     from rich.console import Console
@@ -56,8 +60,14 @@ def print_study(document: dict[str, Any], folder: Path) -> None:
         console.print(f"for {what:<5} batch {choice['best']:,} ({choice['low']:,} to {choice['high']:,} could be the best), {rate}", style="bold")
     console.print(
         f"batch {found['time']['best']:,} is expected at the target {over[base] / over[found['time']['best']]:.2f} times as soon as batch {base:,} "
-        f"(critical batch size {document['critical']['value']:,.0f})"
+        f"(critical batch size {document['critical']['value']:,.0f}, {document['critical']['low']:,.0f} to {_end(document['critical']['high'])})"
     )
+    if not document["checked"]:
+        console.print("no short training with another batch came to its end: this rests on the noise of the gradient alone; give a larger --budget")
+    if missed := document["missed"]["sizes"]:
+        console.print(f"batches of {', '.join(f'{b:,}' for b in missed)} did not come to the loss of batch {base:,} in {document['missed']['times']:g} times its time")
+    if document["warm_up"]["pays"]:
+        console.print(f"a batch that grows ({' → '.join(f'{b:,}' for b in document['warm_up']['sizes'])}) is {document['warm_up']['gain']:.2f} times as soon there as the best fixed one")
     console.print(f"up to {document['devices']:,} devices are worth having")
     console.print(f"page  {(folder / 'batch.html').resolve().as_uri()}", soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ Answerer = Callable[[tuple[Tensor, ...]], Tensor]
 
 HALF_DIFFERS = 0.02
 """Mean difference of answers in bfloat16, over their mean size, up to which they are as good to learn from: some times what roundings make."""
+TIMED = 64
+"""Examples on which a teacher is timed."""
 STORED_BYTES = 1 << 28
 """Of a teacher's answers on an epoch, above which they are not kept but given anew to each student."""
 
@@ -48,11 +51,12 @@ def learning_key(workload: Workload, examples: Examples) -> dict[str, Any]:
     return key
 
 
-def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup: bool) -> Teacher:
+def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup: bool, accumulate: int = 1) -> Teacher:
     """What a teacher answers on augmented training examples, and on those without labels.
 
     Args:
         seeds: one a training of the baseline, each added to the builder's own, whose mean answer it is; none: the workload's own teacher.
+        accumulate: micro-batches that make up a batch, of what learns and for what answers.
     """
     workload, split = builder.workload, builder.examples.to_learn_from
     augment = mixed(workload.augment) if mixup else workload.augment
@@ -63,14 +67,19 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
         "step": "answers", "teachers": [builder.training_key(p) for p in plans], "of": builder.workload_id,
         **builder.learning, "on": split.identity, "mixup": mixup, "seed": builder.seed, "batch": feed.batch,
         "dtype": dtype, "environment": [device.cpu_class(), __version__], "versions": builder.graph_tools(),
+        **({"accumulate": accumulate} if accumulate > 1 else {}),
     }  # fmt: skip
 
     spent = {step.path.name: step.meta["cpu_seconds"] for step in map(builder.trained, plans)}
 
     def stored(epoch: int) -> Array:
         def work(folder: Path) -> dict[str, Any]:
-            np.save(folder / "answers.npy", answer_epoch(feed, run, epoch, pick_device()))
-            return {}
+            answers, took = answer_epoch(
+                feed, run, epoch, pick_device(), accumulate=accumulate, kept=folder / "answers.checkpoint",
+                seconds_left=builder.seconds_left, note=builder.note,
+            )  # fmt: skip
+            np.save(folder / "answers.npy", answers)
+            return dict(took)
 
         step = builder.step("train", {**key, "epoch": epoch}, work)
         spent[step.path.name] = step.meta["cpu_seconds"]
@@ -78,7 +87,7 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
         answers: Array = np.load(step.path / "answers.npy", allow_pickle=False)
         return answers
 
-    ((first, _),) = feed.parts(0, pick_device())
+    first, _ = next(feed.parts(0, pick_device(), count=accumulate))
     one = run(tuple(x[:2] for x in first))
     small = feed.epoch * feed.batch * one[0].numel() * 4 <= STORED_BYTES
     teacher = Teacher(feed, run, stored if small else None, spent)
@@ -144,23 +153,31 @@ def _come_to_the_same(run: Callable[..., Tensor], sample: tuple[Tensor, ...]) ->
     return bool((half - whole).abs().mean() <= HALF_DIFFERS * whole.abs().mean())
 
 
-def check_teacher(builder: Builder) -> None:
+def check_teacher(builder: Builder) -> float:
     """See that the workload's own teacher, where it has one, takes what the model takes and returns what it returns.
+
+    Returns:
+        seconds that it takes to answer on all that is learned from; 0 where there is none.
 
     Raises:
         WorkloadError: it does not.
     """
     if builder.workload.teacher is None:
-        return
-    few = builder.examples.valid.take(slice(0, 8))
+        return 0.0
+    few, batch = builder.examples.valid.take(slice(0, 8)), builder.examples.valid.take(slice(0, TIMED))
     try:
-        answers, wanted = (predict(model, few) for model in (builder.served(builder.workload.built("teacher")), builder.fresh()))
+        teacher = builder.served(builder.workload.built("teacher"))
+        answers, wanted = predict(teacher, few), predict(builder.fresh(), few)
+        began = time.perf_counter()
+        predict(teacher, batch)
+        each = (time.perf_counter() - began) / len(batch)
     except Exception as error:  # the user's own code may raise anything
         raise WorkloadError(
             f"the teacher does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same"
         ) from error
     if answers.shape != wanted.shape:
         raise WorkloadError(f"the teacher gives outputs of shape {answers.shape[1:]}, the model {wanted.shape[1:]}: make them the same")
+    return each * len(builder.examples.to_learn_from) if builder.examples.can_teach else 0.0
 
 
 def compare_teacher(builder: Builder) -> None:

@@ -67,7 +67,7 @@ def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float,
     measured = [t for t in mine if t.verdict.quality is not None and t.gain is not None]
     good = [t for t in measured if _quality(t) >= -ENOUGH * margin]
     if good:
-        return _shorter(min(good, key=lambda t: float(t.config["epochs"])), mine, good, whole)
+        return _shorter(min(good, key=_cost_of), mine, good, whole)
     longest = max(t.config["epochs"] for t in mine)
     last = sorted((t for t in measured if t.config["epochs"] == longest), key=lambda t: -_promise(t, margin))
     if not last or longest >= whole:
@@ -94,6 +94,12 @@ def way_of(config: Config) -> Config:
 def _some(epochs: float, whole: float) -> float:
     """Epochs, no more than the whole; a few come in whole numbers, what is short may be a part of one."""
     return float(whole if epochs >= whole else round(epochs) if epochs >= 4 else round(epochs, 3))
+
+
+def _cost_of(tried: Tried) -> tuple[float, float]:
+    """The length of a training, and of those of one length what it costs."""
+    assert tried.gain is not None
+    return float(tried.config["epochs"]), -tried.gain.value
 
 
 def _quality(tried: Tried) -> float:

@@ -252,6 +252,9 @@ def load(workload: Workload) -> Examples:
         if split is not None:
             check_numbers(split, name)
             splits[name] = dataclasses.replace(split, inputs=tuple(map(as_served, split.inputs)))
+    given = [(name, split) for name, split in splits.items() if split is not None]
+    for name, split in given[1:]:
+        splits[name] = split.in_columns_of(given[0][1], name, f"{given[0][0]}, and name target= where it is not the last of them")
     splits, notes = carve(splits)
     present = {name: split for name, split in splits.items() if split is not None}
     for name in SPLITS[1:]:
@@ -286,6 +289,7 @@ def _unlabelled(workload: Workload, like: Split) -> Split | None:
     if split is None:
         return None
     check_numbers(split, "unlabelled")
+    split = split.in_columns_of(like, "unlabelled", "the labelled data, less the target")
     inputs = tuple(map(as_served, split.inputs))
     shapes = [[x.shape[1:] for x in inputs], [x.shape[1:] for x in like.inputs]]
     if shapes[0] != shapes[1] or [x.dtype for x in inputs] != [x.dtype for x in like.inputs]:

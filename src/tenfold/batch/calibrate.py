@@ -66,12 +66,15 @@ def steps_to(level: float, steps: Sequence[int], losses: Sequence[float]) -> flo
 def calibrate(points: Sequence[Point], *, level: float = LEVEL) -> Calibration:
     """The factor that fits the branches best, by least squares of the logarithm of steps, each checkpoint with an S_min of its own.
 
+    Where no checkpoint has two batch sizes nothing is told of it: the factor is 1, and its interval open.
     The interval holds the factors whose sum of squares is no more above the least than F allows; where the points are no more than the
     unknowns it is open. A factor at an end of `FACTORS` says no more than that it lies beyond.
     """
     checkpoints = sorted({p.checkpoint for p in points})
     if not points or any(p.steps <= 0 or not (p.noise > 0 and math.isfinite(p.noise)) for p in points):
         raise ValueError("a calibration needs points, each with steps and a finite noise scale above 0")
+    if all(p.batch == q.batch for p in points for q in points if p.checkpoint == q.checkpoint):
+        return Calibration(factor=1.0, low=0.0, high=math.inf, level=level, scatter=math.nan)
     squares = np.zeros(len(FACTORS))
     for checkpoint in checkpoints:
         here = [p for p in points if p.checkpoint == checkpoint]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,24 @@ class Split:
             groups=None if self.groups is None else self.groups[rows],
             columns=self.columns,
         )
+
+    def in_columns_of(self, other: Split, name: str, what: str) -> Split:
+        """The same examples, a table's columns in the order of another one's.
+
+        Args:
+            name, what: of this and of the other, for messages.
+
+        Raises:
+            WorkloadError: the two have other columns.
+        """
+        if self.columns is None or other.columns is None or self.columns == other.columns:
+            return self
+        lacks, more = sorted({*other.columns} - {*self.columns}), sorted({*self.columns} - {*other.columns})
+        if lacks or more:
+            differs = [f"lacks {', '.join(map(repr, lacks))}"] * bool(lacks) + [f"has {', '.join(map(repr, more))} as well"] * bool(more)
+            raise WorkloadError(f"{name} {' and '.join(differs)}: give it the columns of {what}")
+        order = [self.columns.index(c) for c in other.columns]
+        return dataclasses.replace(self, inputs=(np.ascontiguousarray(self.inputs[0][:, order]),), columns=other.columns)
 
     def sample(self, count: int, seed: int) -> Split:
         """So many of the examples, drawn at random, in their order; all where there are no more."""

@@ -106,13 +106,7 @@ def _read(task: Workload, examples: Examples, source: Any) -> Split:
 def _as_the_old(new: Split, examples: Examples) -> Split:
     """The new examples, their columns in the order of the old ones."""
     old = examples.valid
-    if old.columns is not None and new.columns is not None and old.columns != new.columns:
-        lacks, more = sorted({*old.columns} - {*new.columns}), sorted({*new.columns} - {*old.columns})
-        if lacks or more:
-            differs = [f"lacks {', '.join(map(repr, lacks))}"] * bool(lacks) + [f"has {', '.join(map(repr, more))} as well"] * bool(more)
-            raise WorkloadError(f"{NAME} {' and '.join(differs)}: give it the columns of the old data")
-        order = [new.columns.index(c) for c in old.columns]
-        new = dataclasses.replace(new, inputs=(np.ascontiguousarray(new.inputs[0][:, order]),), columns=old.columns)
+    new = new.in_columns_of(old, NAME, "the old data")
     if [(x.shape[1:], x.dtype) for x in new.inputs] != [(x.shape[1:], x.dtype) for x in old.inputs]:
         raise WorkloadError(f"{NAME} has examples of {shapes_of(new.inputs)}, the old data of {shapes_of(old.inputs)}: give both in one form")
     assert new.targets is not None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tenfold.batch.calibrate import Point, steps_to
-from tenfold.batch.predict import StepTime, learning_rate, steps_over_least
+from tenfold.batch.predict import StepTime, learning_rate, second_beta, steps_over_least
 from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import DivergedError
@@ -75,13 +75,13 @@ class Brancher:
         self.multiples: dict[tuple[int, int], float] = {}
         """Of the rule's learning rate, that the first branches of a milestone and a batch were best with."""
 
-    def points(self, milestone: Milestone, sizes: tuple[int, ...], *, repeat: int = 0) -> tuple[list[Point], list[Branch]]:
-        """The steps that each size takes to the loss that the reference's batch reaches; sizes that do not reach it are left out.
+    def points(self, milestone: Milestone, sizes: tuple[int, ...], *, repeat: int = 0) -> tuple[list[Point], list[int], list[Branch]]:
+        """The steps that each size takes to the loss that the reference's batch reaches; sizes that do not reach it; and all branches.
 
         Args:
             repeat: counts the times that it is done, each with data in another order; later ones take the learning rates that the first found.
         """
-        base, ran = self.training.batch_size, []
+        base, missed, ran = self.training.batch_size, [], []
         group = milestone.index + len(MILESTONES) * repeat
 
         def tried(batch: int, steps: int, multiple: float) -> Branch:
@@ -96,7 +96,7 @@ class Brancher:
 
         own = first(base, milestone.steps)
         if not math.isfinite(own.loss):
-            return [], ran
+            return [], [], ran
         points = [Point(checkpoint=group, noise=milestone.noise, batch=base, steps=milestone.steps)]
         most = LONGEST * milestone.steps * self.time.at(base)
         for batch in (s for s in sizes if s != base):
@@ -108,9 +108,11 @@ class Brancher:
             found = by_length({steps: best.loss}, own.loss, lambda n: tried(batch, n, best.multiple).loss, most / self.time.at(batch))  # noqa: B023 - used at once
             lengths = sorted(found)
             reached = steps_to(own.loss, lengths, [found[n] for n in lengths])
-            if reached is not None:
+            if reached is None:
+                missed.append(batch)
+            else:
                 points.append(Point(checkpoint=group, noise=milestone.noise, batch=batch, steps=reached))
-        return points, ran
+        return points, missed, ran
 
     def run(self, milestone: Milestone, batch: int, steps: int, multiple: float, repeat: int) -> Branch:
         base = self.training
@@ -120,7 +122,7 @@ class Brancher:
         train = self.builder.examples.split("train")
         config = dataclasses.replace(
             base, batch_size=batch, accumulate=parts_of(batch, self.micro), learning_rate=rate, warmup=WARMUP, max_seconds=None, grow=1, average=0.0,
-            epochs=(steps - 0.5) * batch / len(train),
+            second_beta=second_beta(base.second_beta, base.batch_size, batch), epochs=(steps - 0.5) * batch / len(train),
         )  # fmt: skip
         key = f"branch:{milestone.index}:{batch}:{steps}:{multiple:g}:{repeat}"
         loss = self.remember(key, lambda: self._trained(milestone.weights, config, self.builder.seed + 2 + repeat))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -12,24 +12,28 @@ import numpy as np
 
 from tenfold.batch.calibrate import Calibration, Point, calibrate
 from tenfold.batch.predict import StepTime, choose, devices_worth, learning_rate, second_beta, steps_over_least, warm_up
-from tenfold.sweep.branches import Branch
+from tenfold.sweep.branches import LONGEST, Branch
 from tenfold.sweep.reference import MILESTONES
 from tenfold.train.config import TrainConfig
 from tenfold.verdict import LEVEL
 
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
+"""Between which noise scales are told apart."""
 WORTH_WARMING = 1.05
 """By which a growing batch has to be sooner at the target than the best fixed one."""
 
 
 def conclude(
     *, base: int, steps: int, training: TrainConfig, sizes: Sequence[int], wall: StepTime, cpu: StepTime,
-    noises: Sequence[Mapping[str, Any]], points: Sequence[Point], branches: Sequence[Branch],
+    noises: Sequence[Mapping[str, Any]], points: Sequence[Point], branches: Sequence[Branch], missed: Sequence[int] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """
     Args:
         base: the reference's batch, with which it took `steps`.
         noises: the noise scale at each of `MILESTONES`; a value of None is infinite.
+        missed: sizes whose branches never came to the loss that the reference's came to, in `LONGEST` times its time.
     """
+    able = _able(sizes, base, missed, {p.batch for p in points})
     calibration = calibrate(points) if points else Calibration(factor=1.0, low=0.0, high=math.inf, level=LEVEL, scatter=math.nan)
     scales = _filled([n["value"] for n in noises])
 
@@ -40,11 +44,13 @@ def conclude(
     middle = _whole(criticals(calibration.factor), shares, base)
     low, high = (_whole(criticals(f), shares, base) for f in (calibration.low, min(calibration.high, 1e6)))
     least = steps / steps_over_least(base, middle)
-    for_time, for_cost = (choose(sizes, t, middle, low, high) for t in (wall, cpu))
+    for_time, for_cost = (choose(able, t, middle, low, high) for t in (wall, cpu))
     stretch_least = np.array([s / steps_over_least(base, c) for s, c in zip(shares, criticals(calibration.factor), strict=True)])
-    warming = warm_up(sizes, wall, criticals(calibration.factor), list(stretch_least / stretch_least.sum()))
+    warming = warm_up(able, wall, criticals(calibration.factor), list(stretch_least / stretch_least.sum()))
     return {
         "calibration": finite(asdict(calibration)),
+        "checked": any(p.batch != q.batch for p in points for q in points if p.checkpoint == q.checkpoint),
+        "missed": {"sizes": sorted(set(missed)), "times": LONGEST},
         "points": [asdict(p) for p in points],
         "critical": {"value": middle, "low": low, "high": high if math.isfinite(calibration.high) else None, "level": calibration.level},
         "least_steps": least,
@@ -53,16 +59,24 @@ def conclude(
         "recommended": {
             "time": _with(for_time, training, base, middle, branches), "cost": _with(for_cost, training, base, middle, branches),
         },
+        "rate_rule": "in proportion to" if training.optimizer == "sgd" else "as the root of",
         "rate_exponent": rate_exponent(branches),
         "devices": devices_worth(wall, middle),
         "warm_up": {**asdict(warming), "pays": warming.gain >= WORTH_WARMING},
     }  # fmt: skip
 
 
+def _able(sizes: Sequence[int], base: int, missed: Sequence[int], reached: Collection[int]) -> list[int]:
+    """Sizes less those that missed, and those beyond all that reached the loss on that side of the reference's own and one that missed."""
+    smallest, largest = min((*reached, base)), max((*reached, base))
+    low, high = max((m for m in missed if m < smallest), default=0), min((m for m in missed if m > largest), default=math.inf)
+    return [s for s in sizes if low < s < high and s not in missed]
+
+
 def _filled(values: Sequence[float | None]) -> list[float]:
-    """What is infinite is as the largest that is known; 1e6 where none is."""
-    known = [v for v in values if v]
-    return [v or max(known, default=1e6) for v in values]
+    """What is infinite is as the largest that is known, `MOST_NOISE` where none is; what is none at all, as next to none."""
+    known = [v for v in values if v is not None]
+    return [max((k for k in known if k > 0), default=MOST_NOISE) if v is None else max(v, LEAST_NOISE) for v in values]
 
 
 def _stretches() -> list[float]:

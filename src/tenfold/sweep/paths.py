@@ -25,19 +25,35 @@ EXAMPLES = 256
 SNAPSHOTS = 24
 """Of a path."""
 MINI = 16
+LEAST_EXAMPLES, KINDS, MOST_BYTES = 64, 3, 1 << 30
+"""Examples that have to fit into memory at once, kinds of descent, and what the snapshots of all of them may take."""
 GRID = 21
 ROOM = 0.25
 """Of the paths' extent, around them."""
 
 
-def paths(builder: Builder, *, seconds: float) -> dict[str, Any] | None:
-    """Paths (n, 2) by name, and the loss on a grid of the plane; None where the time is too short for it.
+def paths(builder: Builder, *, seconds: float, most: int = EXAMPLES) -> dict[str, Any] | None:
+    """Paths (n, 2) by name, and the loss on a grid of the plane; None where the time or the memory is too short for it, or the model has no
+    such paths.
 
     Plain descent, without momentum, all at one rate and over as many examples: the full batch takes the fewest steps.
+
+    Args:
+        most: examples that fit into memory at once.
     """
+    weights = sum(p.numel() for p in builder.fresh().parameters())
+    if most < LEAST_EXAMPLES or 4 * weights * (SNAPSHOTS + 1) * KINDS > MOST_BYTES:
+        return None
+    try:
+        return _paths(builder, seconds, min(EXAMPLES, most))
+    except Exception:  # the user's model may raise anything; it is a picture, and nothing rests on it
+        return None
+
+
+def _paths(builder: Builder, seconds: float, examples: int) -> dict[str, Any] | None:
     device = pick_device()
     train = builder.examples.split("train")
-    part = train.take(np.random.default_rng(builder.seed).permutation(len(train))[:EXAMPLES])
+    part = train.take(np.random.default_rng(builder.seed).permutation(len(train))[:examples])
     model, loss = builder.fresh().to(device).train(), builder.workload.loss_function()
     start = parameters_to_vector(model.parameters()).detach().clone()
     inputs, target = next(Feed(part, len(part), seed=builder.seed).parts(0, device))
@@ -45,6 +61,7 @@ def paths(builder: Builder, *, seconds: float) -> dict[str, Any] | None:
 
     def loss_at(weights: Tensor) -> float:
         vector_to_parameters(weights, model.parameters())
+        torch.manual_seed(builder.seed)  # what dropout leaves out is the same everywhere
         with torch.no_grad():
             return float(loss(model(*inputs).float(), target))
 
@@ -61,7 +78,9 @@ def paths(builder: Builder, *, seconds: float) -> dict[str, Any] | None:
     for name, batch in sizes.items():
         vector_to_parameters(start.clone(), model.parameters())
         with suppress(ValueError):  # a batch of one example cannot be normalised
-            found[name] = _descend(model, Feed(part, batch, seed=builder.seed), loss, rate, epochs)
+            descended = _descend(model, Feed(part, batch, seed=builder.seed), loss, rate, epochs)
+            if bool(torch.isfinite(descended).all()):  # at the rate of the full batch smaller ones may diverge
+                found[name] = descended
     moves = torch.cat([f - start for f in found.values()])
     _, _, directions = torch.pca_lowrank(moves, q=2, center=False)
     flat = {name: ((f - start) @ directions).cpu().numpy() for name, f in found.items()}
@@ -85,6 +104,7 @@ def _stable_rate(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, l
         descent, losses = torch.optim.SGD(model.parameters(), rate), []
         for _ in range(4):
             descent.zero_grad()
+            torch.manual_seed(0)  # or what dropout leaves out would make it rise and fall
             now = loss(model(*inputs).float(), target)
             losses.append(now.item())
             now.backward()

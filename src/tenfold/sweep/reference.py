@@ -65,14 +65,17 @@ def at(builder: Builder, weights: Path) -> nn.Module:
     return model.to(pick_device())
 
 
-def noise_at(builder: Builder, weights: Path, training: TrainConfig, *, seconds: float) -> NoiseScale:
+def noise_at(builder: Builder, weights: Path, training: TrainConfig, *, seconds: float, most: int = MICRO) -> NoiseScale:
     """The gradient's noise scale with weights that stay as they are: until its interval is narrow, or the time is over.
 
     Dropout and batch normalisation are at work as in training, the latter over micro-batches of `MICRO` examples.
+
+    Args:
+        most: examples that fit into memory at once.
     """
     model, device = at(builder, weights).train(), pick_device()
     train = builder.examples.split("train")
-    micro = max(1, min(MICRO, len(train) // PARTS))
+    micro = max(1, min(MICRO, most, len(train) // PARTS))
     config = dataclasses.replace(training, batch_size=PARTS * micro, accumulate=PARTS)
     feed = Feed(train, config.batch_size, seed=builder.seed + 1, augment=builder.workload.augment)
     meter, loss = NoiseMeter(model), builder.workload.loss_function()

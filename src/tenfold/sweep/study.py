@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from tenfold import device
 from tenfold.batch.calibrate import Point
@@ -24,18 +23,17 @@ from tenfold.build import Builder
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.ledger import Ledger
 from tenfold.measure import Samples
+from tenfold.memory import Fit, try_step
 from tenfold.progress import View, make_view
 from tenfold.runs import check_same, run_folder
 from tenfold.store import Store, cache_dir, unwritable, write_atomic
 from tenfold.sweep.branches import Branch, Brancher, Milestone
 from tenfold.sweep.conclude import conclude, finite
-from tenfold.sweep.memory import Fit, try_step
 from tenfold.sweep.page import write_page
 from tenfold.sweep.paths import paths
 from tenfold.sweep.reference import MILESTONES, noise_at, reference, weights_at
 from tenfold.sweep.times import candidates, step_times, steppers
 from tenfold.train.config import TrainConfig, parts_of
-from tenfold.train.feed import batch_of
 from tenfold.train.loop import pick_device
 from tenfold.verdict import LEVEL, Interval, student_quantile
 from tenfold.workload import Workload, find, load
@@ -110,7 +108,7 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
     train = examples.split("train")
     check_same(ledger, folder, {"workload": builder.workload_id, "seed": seed, "budget_seconds": budget})
     builder.check()
-    check_mean_loss(builder)
+    builder.check_mean_loss()
 
     def seconds_left() -> float:
         ledger.beat()
@@ -120,7 +118,11 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
     sizes = [f.batch for f in fits if f.reason is None]
     if not sizes:
         raise WorkloadError(f"no batch could be trained with ({fits[0].reason}): give the model or the data another form")
+    if sizes[0] > 1:
+        view.say(f"memory: no batch below {sizes[0]:,} can be trained with ({fits[0].reason}): larger ones are compared instead")
     base, micro = min(task.training.batch_size, len(train)), sizes[-1]
+    if task.training.batch_size > len(train):
+        view.say(f"the workload's own batch of {task.training.batch_size:,} is more than there is: all {len(train):,} examples are one")
     if base < sizes[0]:
         raise WorkloadError(f"the workload's own batch of {base:,} cannot be trained with ({fits[0].reason}): give training= another batch_size")
     sizes = sorted({*sizes, base})
@@ -137,17 +139,18 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
 
     def noise(share: float) -> dict[str, Any]:
         view.note("noise of the gradient", share)
-        return noise_at(builder, trained.path / weights_at(share), training, seconds=NOISE_SHARE * budget / len(MILESTONES)).to_json()
+        return noise_at(builder, trained.path / weights_at(share), training, seconds=NOISE_SHARE * budget / len(MILESTONES), most=micro).to_json()
 
     noises = [ledger.remember(f"noise:{share:g}", partial(noise, share)) for share in MILESTONES]
     def for_branches() -> float:
         return seconds_left() - PATHS_SHARE * budget
 
-    branched, points, branches = _branches(builder, training, wall, sizes, micro, steps, trained.path, noises, ledger, for_branches, view)
+    branched, points, missed, branches = _branches(builder, training, wall, sizes, micro, steps, trained.path, noises, ledger, for_branches, view)
     found = conclude(
         base=base, steps=steps, training=training, sizes=sizes, wall=wall, cpu=cpu, noises=noises, points=points, branches=branches,
+        missed=missed,
     )  # fmt: skip
-    picture = ledger.remember("paths", lambda: paths(builder, seconds=PATHS_SHARE * budget))
+    picture = ledger.remember("paths", lambda: paths(builder, seconds=PATHS_SHARE * budget, most=micro))
     result = {
         "schema": SCHEMA,
         "id": ledger.remember("id", lambda: uuid.uuid4().hex),
@@ -174,25 +177,6 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
     except OSError as error:
         raise unwritable(folder, error) from error
     return Study(document=result, folder=folder)
-
-
-def check_mean_loss(builder: Builder) -> None:
-    """A loss over a batch twice is the loss over it once, if it is a mean.
-
-    Raises:
-        WorkloadError: it is a sum.
-    """
-    model, loss = builder.fresh().to(pick_device()).eval(), builder.workload.loss_function()
-    inputs, target = batch_of(builder.examples.split("train"), slice(0, 16), pick_device())
-    assert target is not None
-    with torch.inference_mode():
-        output = model(*inputs).float()
-        once, twice = float(loss(output, target)), float(loss(torch.cat([output, output]), torch.cat([target, target])))
-    if abs(twice - 2 * once) < 0.1 * abs(once):
-        raise WorkloadError(
-            f"the loss of a batch taken twice is {twice:.4g}, and {once:.4g} of it once: it is a sum over the batch, so that its gradient grows "
-            "with the batch; give a loss that is a mean"
-        )
 
 
 def _fits(builder: Builder, budget: float, view: View) -> list[dict[str, Any]]:
@@ -246,15 +230,16 @@ def _affordable(training: TrainConfig, step: float, examples: int, seconds: floa
 def _branches(
     builder: Builder, training: TrainConfig, wall: StepTime, sizes: list[int], micro: int, steps: int, weights: Path,
     noises: list[dict[str, Any]], ledger: Ledger, seconds_left: Callable[[], float], view: View,
-) -> tuple[list[int], list[Point], list[Branch]]:  # fmt: skip
-    """Sizes that were branched, the steps that they took, and all branches."""
+) -> tuple[list[int], list[Point], list[int], list[Branch]]:  # fmt: skip
+    """Sizes that were branched, the steps that they took, those that never came to the loss asked for, and all branches."""
     brancher = Brancher(builder, training, wall, micro=micro, remember=ledger.remember, seconds_left=seconds_left)
     known = [noises[i]["value"] for i in BRANCHED if noises[i]["value"]]
     if not known:
         view.say("branches: the gradient cannot be told from its noise here, so there is nothing to compare: give a larger --budget")
-        return [], [], []
+        return [], [], [], []
     some = to_branch(sizes, wall, math.exp(np.log(known).mean()), training.batch_size)
     points: list[Point] = []
+    missed: list[int] = []
     branches: list[Branch] = []
     length = max(8, round(BRANCH_SHARE * steps))
     milestones = [
@@ -265,9 +250,9 @@ def _branches(
         if repeat and not ledger.remember(f"again:{repeat}:{milestone.index}", lambda: seconds_left() > 0):
             break
         view.say(f"branches from {MILESTONES[milestone.index]:.0%} of the reference, with batches of {', '.join(f'{b:,}' for b in some)}")
-        more, ran = brancher.points(milestone, tuple(some), repeat=repeat)
-        points, branches = points + more, branches + ran
-    return some, points, branches
+        more, short, ran = brancher.points(milestone, tuple(some), repeat=repeat)
+        points, missed, branches = points + more, missed + short, branches + ran
+    return some, points, sorted({*missed} - {p.batch for p in points}), branches
 
 
 def to_branch(sizes: Sequence[int], time: StepTime, noise: float, base: int) -> list[int]:

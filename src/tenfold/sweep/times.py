@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from tenfold.build import Builder
 from tenfold.measure import Samples, step_costs
 from tenfold.train.config import TrainConfig, parts_of
@@ -27,6 +29,8 @@ def steppers(builder: Builder, training: TrainConfig, sizes: Sequence[int], micr
     """
     device = pick_device()
     model = builder.fresh().to(device).train()
+    if training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, loss = make_optimizer(model, training), builder.workload.loss_function()
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # what is timed does not diverge

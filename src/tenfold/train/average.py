@@ -36,8 +36,7 @@ def renormalise(model: nn.Module, feed: Feed, device: torch.device) -> None:
         layer.train()
     step = seen = 0
     while seen < min(EXAMPLES, len(feed.split)):
-        batch = feed.batch_at(step)
-        for inputs, _ in feed.parts(step, device, micro=math.ceil(batch / math.ceil(batch / MICRO))):  # parts of one size have one weight
+        for inputs, _ in feed.parts(step, device, count=math.ceil(feed.batch_at(step) / MICRO)):  # parts of about one size have one weight
             model(*inputs)
             seen += len(inputs[0])
         step += 1

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from tenfold.store import write_atomic
 from tenfold.train.optimizers import Optimizer
 
+CHECKPOINT_SECONDS = 20.0
+"""Between two checkpoints of long work."""
+
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any], mean: nn.Module | None = None) -> None:
     """Model, optimizer buffers, random state, the mean of weights where there is one, and `progress` (JSON)."""

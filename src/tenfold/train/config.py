@@ -20,9 +20,9 @@ class TrainConfig:
     epochs: float = 10
     """Passes over the training data; may be a fraction."""
     batch_size: int = 128
-    """Examples an optimizer step."""
+    """Examples an optimizer step; all there are where there are fewer, which is full-batch descent."""
     accumulate: int = 1
-    """Micro-batches that make up a batch: the memory of batch_size / accumulate examples."""
+    """Micro-batches that make up a batch, of about one size: the memory of batch_size / accumulate examples."""
     optimizer: Optimizer = "adamw"
     """`lion` (Chen et al. 2023, arXiv:2302.06675) takes a third to a tenth of adamw's rate; `muon` (Jordan et al. 2024) the same."""
     learning_rate: float = 1e-3
@@ -52,13 +52,15 @@ class TrainConfig:
     """In which the optimizer keeps what it remembers between steps; not of a schedule-free one, whose state is where it steps from."""
     recompute: tuple[str, ...] = ()
     """Names of modules that keep nothing for the backward pass but their inputs, and compute the rest again: less memory for more time."""
+    dropout: float = 1.0
+    """Share of the rates of dropout that the model says."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be above 0")
-        if self.batch_size % self.accumulate:
-            raise WorkloadError(f"training: batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
+        if self.accumulate > self.batch_size:
+            raise WorkloadError(f"training: a batch of {self.batch_size} cannot be made of {self.accumulate} micro-batches: give a smaller accumulate")
         for name, kind in (("optimizer", Optimizer), ("schedule", Schedule)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise WorkloadError(f"training: {name} {value!r} is not known: use {', '.join(get_args(kind))}")
@@ -69,6 +71,8 @@ class TrainConfig:
                 raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if self.schedule == "free" and not self.momentum > 0:
             raise WorkloadError("training: without momentum there is nothing that a schedule-free optimizer could average: use 0.9")
+        if not 0 <= self.dropout <= 1:
+            raise WorkloadError(f"training: dropout is {self.dropout}: it is a share of the model's own rates, from 0 to 1")
         if not isinstance(self.grow, int) or self.grow < 1 or self.grow & (self.grow - 1):
             raise WorkloadError(f"training: grow is {self.grow}: it must be a power of two")
         if self.state not in ("float32", "bfloat16"):
@@ -84,10 +88,10 @@ class TrainConfig:
         return {f.name: facts[f.name] for f in dataclasses.fields(self) if f.name not in _LATER or facts[f.name] != f.default}
 
 
-_LATER = ("schedule", "second_beta", "average", "grow", "state", "recompute")
+_LATER = ("schedule", "second_beta", "average", "grow", "state", "recompute", "dropout")
 """Fields that are new since trainings were first kept."""
 
 
 def parts_of(batch: int, micro: int) -> int:
-    """The fewest equal parts of a batch that are no larger than `micro`."""
-    return next(parts for parts in range(math.ceil(batch / micro), batch + 1) if batch % parts == 0)
+    """The fewest parts of about one size, that are no larger than `micro`."""
+    return math.ceil(batch / micro)

@@ -27,7 +27,7 @@ def learn_from_teacher(
     """Train `model` in place on what its teacher answers.
 
     Args:
-        training: batches of it are whole (`accumulate` is 1) and of one size: the teacher answers on them.
+        training: batches of it are of one size: the teacher answers on them.
         teachers: trainings of the baseline whose mean answer is learned; 0: the workload's own teacher.
 
     Returns:
@@ -39,8 +39,8 @@ def learn_from_teacher(
         BudgetEndedError: the budget ended in the middle.
     """
     assert materials.teacher is not None
-    teacher = materials.teacher(seeds=range(teachers), batch_size=training.batch_size, mixup=mixup)
-    training = dataclasses.replace(training, accumulate=1, grow=1)
+    teacher = materials.teacher(seeds=range(teachers), batch_size=training.batch_size, mixup=mixup, accumulate=training.accumulate)
+    training = dataclasses.replace(training, grow=1)
     steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
     teacher.prepare(steps, progress=materials.progress, seconds_left=materials.seconds_left)
     workload, targets = materials.workload, materials.examples.valid.targets
@@ -64,7 +64,7 @@ def axis_of_classes(outputs: Sequence[int], targets: Array | None, workload: Wor
         outputs: their shape, (batch, …).
         targets: (n, …).
     """
-    if targets is None or targets.dtype.kind not in "iub" or workload.loss in ("mse", "l1", "binary_cross_entropy"):
+    if workload.class_scores is False or targets is None or targets.dtype.kind not in "iub" or workload.loss in ("mse", "l1", "binary_cross_entropy"):
         return None
     return class_axis(outputs, targets.shape, last=not workload.classifies)
 

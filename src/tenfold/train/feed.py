@@ -100,15 +100,12 @@ class Feed:
             out.append(self._orders[epoch][max(first - epoch * n, 0) : last - epoch * n])
         return np.concatenate(out)
 
-    def parts(
-        self, step: int, device: torch.device, *, micro: int | None = None
-    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """Inputs and targets of a step, `micro` examples at a time (None: all at once)."""
+    def parts(self, step: int, device: torch.device, *, count: int = 1) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Inputs and targets of a step, in so many parts, whose sizes differ by one at the most; in fewer where the batch is that small."""
         rows = self.rows(step)
         generator = torch.Generator().manual_seed((self.seed << 32) + self.turn(step))
-        micro = micro or len(rows)
-        for first in range(0, len(rows), micro):
-            inputs, target = batch_of(self.split, rows[first : first + micro], device)
+        for some in np.array_split(rows, min(count, len(rows))):
+            inputs, target = batch_of(self.split, some, device)
             if self.augment is not None:
                 inputs = (self.augment(inputs[0], generator), *inputs[1:])
             yield inputs, target

@@ -18,14 +18,13 @@ from tenfold.data.split import Array, Split
 from tenfold.device import has_bfloat16
 from tenfold.errors import BudgetEndedError, DivergedError
 from tenfold.train.average import renormalise, take_mean
-from tenfold.train.checkpoint import load_checkpoint, save_checkpoint
+from tenfold.train.checkpoint import CHECKPOINT_SECONDS, load_checkpoint, save_checkpoint
 from tenfold.train.config import TrainConfig
+from tenfold.train.dropout import dropping
 from tenfold.train.feed import Augment, Feed, batch_of, in_channels_last, stretches_of
 from tenfold.train.optimizers import Optimizer, make_optimizer, set_rate
 from tenfold.train.recompute import recomputing
 from tenfold.train.teacher import Teacher
-
-CHECKPOINT_SECONDS = 20.0
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[float, float], None]
@@ -157,13 +156,12 @@ def add_gradients(
     Args:
         after: called after each micro-batch with its size.
     """
-    batch = feed.batch_at(step)
-    micro = max(1, math.ceil(batch / config.accumulate))
-    total = 0.0
-    for i, (inputs, given) in enumerate(feed.parts(step, device, micro=micro)):
-        target = given if teacher is None else teacher.answers(step, i * micro, inputs)
+    batch, first, total = feed.batch_at(step), 0, 0.0
+    for inputs, given in feed.parts(step, device, count=config.accumulate):
+        target = given if teacher is None else teacher.answers(step, first, inputs)
         assert target is not None
-        with recomputing(model, config.recompute):
+        first += len(target)
+        with recomputing(model, config.recompute), dropping(model, config.dropout):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
             loss = loss_of(output.float(), target) * (len(target) / batch)

@@ -158,22 +158,33 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 def cheapest(blocks: Sequence[Block], whole: int, aim: float) -> list[str]:
     """Names of the blocks that are best computed again, so that about `aim` of what is kept for the backward pass is kept; or all that help.
 
-    Those that free most for what they cost come first. While one is computed again, what it keeps is there for a time.
+    Those that free most for what they cost come first, and rule out those around and within them; where they come to too little, the outermost
+    are taken instead. While one is computed again, what it keeps is there for a time.
 
     Args:
         whole: bytes that are kept where nothing is computed again.
     """
-    chosen: list[Block] = []
 
     def kept(some: Sequence[Block]) -> int:
         return whole - sum(b.kept - b.inputs for b in some) + max((b.kept for b in some), default=0)
 
-    for block in sorted(blocks, key=lambda b: -(b.kept - b.inputs) / max(b.seconds, 1e-9)):
-        if kept(chosen) <= aim * whole:
-            break
-        if not any(block.name.startswith(f"{b.name}.") or b.name.startswith(f"{block.name}.") for b in chosen):
-            chosen.append(block)
-    return sorted(b.name for b in chosen)
+    def chosen(of: Sequence[Block]) -> list[Block]:
+        out: list[Block] = []
+        for block in sorted(of, key=lambda b: -(b.kept - b.inputs) / max(b.seconds, 1e-9)):
+            if kept(out) <= aim * whole:
+                break
+            if not any(_within(block, b) or _within(b, block) for b in out):
+                out.append(block)
+        return out
+
+    found = chosen(blocks)
+    if kept(found) > aim * whole:
+        found = min(found, chosen([b for b in blocks if not any(_within(b, other) for other in blocks)]), key=kept)
+    return sorted(b.name for b in found)
+
+
+def _within(block: Block, other: Block) -> bool:
+    return block.name.startswith(f"{other.name}.")
 
 
 def memory_of(tensor: Tensor) -> int:

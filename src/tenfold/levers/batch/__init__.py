@@ -14,13 +14,13 @@ from tenfold.tune import first_length, hindrance, next_round, whole_seconds
 TIMES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """The workload's own batch, that are tried."""
 LARGE = (8_192, 32_768)
-"""Tried as well, where there is data for a few such batches."""
-LEAST_STEPS = 8
-"""Of an epoch, in which a batch may be tried."""
+"""Tried as well, where there is data for them."""
+LEAST_STEPS = 4
+"""Of a training of the first round, in which a batch may be tried: with fewer the rate has hardly risen when it ends."""
 GROW = (4, 16)
 """The batch at the end over the workload's own, at the start."""
 MICRO = 1024
-"""Examples of a backward pass, above which the gradients of parts are added up."""
+"""Examples of a backward pass, above which, or where memory holds fewer, the gradients of parts are added up."""
 MULTIPLES = (0.5, 1.0)
 """Of the rate that the rule gives for a larger batch: the rule holds below the critical batch size."""
 MOST_RATE = 8.0
@@ -41,31 +41,39 @@ class Batch:
             return Refusal(reason)
         train, training = situation.examples.train, situation.plan.training
         assert train is not None
-        ways = _ways(training, len(train))
+        micro = -(-training.batch_size // training.accumulate) if training.accumulate > 1 else situation.most_at_once(MICRO)  # it is said for its memory
+        ways = _ways(training, len(train), micro)
         part = SHARE * (situation.budget + sum(t.training_seconds for t in situation.tried))
         if sum(t.training_seconds for t in situation.tried) >= part:
             return ()
         length = first_length(len(ways), part, whole_seconds(situation))
+        if not situation.tried:
+            seen = length * training.epochs * len(train)
+            ways = [w for w in ways if (size := w["batch_size"] * w["grow"]) <= training.batch_size or size * LEAST_STEPS <= seen]
         return next_round(ways, situation.tried, length=length, whole=training.epochs, margin=situation.margin)
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         return dataclasses.replace(plan, training=dataclasses.replace(plan.training, **config))
 
 
-def _ways(training: TrainConfig, examples: int) -> list[Config]:
+def _ways(training: TrainConfig, examples: int, micro: int = MICRO) -> list[Config]:
+    """
+    Args:
+        examples: of the training; all of them are a batch as well.
+        micro: the most of a backward pass.
+    """
     own = training.batch_size
-    sizes = {max(1, round(times * own)) for times in TIMES} | set(LARGE)
+    sizes = {max(1, round(times * own)) for times in TIMES} | {*LARGE, max(own, examples)}
     ways = []
-    for size in sorted(s for s in sizes if s * LEAST_STEPS <= examples or s <= own):
+    for size in sorted(s for s in sizes if s <= max(own, examples)):
         factor = size / own if training.optimizer == "sgd" else (size / own) ** 0.5
         for multiple in MULTIPLES if size > own else (1.0,):
-            way = _way(training, size, min(MOST_RATE, factor * multiple), 1)
+            way = _way(training, size, min(MOST_RATE, factor * multiple), 1, micro)
             ways += [way] if way not in ways else []
-    return ways + [_way(training, own, 1.0, grow) for grow in GROW if own * grow * LEAST_STEPS <= examples]
+    return ways + [_way(training, own, 1.0, grow, micro) for grow in GROW if own * grow <= examples]
 
 
-def _way(training: TrainConfig, size: int, factor: float, grow: int) -> Config:
-    micro = min(MICRO, training.batch_size // training.accumulate) if training.accumulate > 1 else MICRO  # what the workload says, it says for its memory
+def _way(training: TrainConfig, size: int, factor: float, grow: int, micro: int) -> Config:
     return {
         "batch_size": size, "accumulate": parts_of(size, max(1, micro // grow)), "grow": grow, "learning_rate": training.learning_rate * factor,
         "second_beta": second_beta(training.second_beta, training.batch_size, size) if training.optimizer != "sgd" else training.second_beta,

@@ -68,10 +68,10 @@ class Cascade:
         return dataclasses.replace(root, join=Join(key=key, parts=parts, apply=partial(_cascade, hand_on=hand_on, blend=chosen.blend)))
 
 
-def _scores(situation: Situation, outputs: Array) -> Array:
+def _scores(situation: Situation, rows: Array, outputs: Array) -> Array:
     targets = situation.examples.valid.targets
     assert targets is not None
-    return situation.workload.scores(outputs, targets)
+    return situation.workload.scores(outputs, targets[rows])
 
 
 def _corrected(
@@ -105,12 +105,13 @@ def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_o
     rows = np.arange(n)
     for i, share in enumerate(hand_on):
         onnx.save(splice(parts, thresholds, blend), target)
-        sureness = confidence(run_in_batches(open_session(target, SessionConfig()), [x[rows] for x in inputs], 1))
+        sureness = confidence(run_in_batches(open_session(target, SessionConfig()), [x[rows] for x in inputs], 1)).astype(np.float32)  # as the graph has it
         count = round(share * n)
         if not 0 < count < len(rows):
             raise GraphError(f"a cascade that hands on {count:,} of {len(rows):,} examples is none: choose a share between")
         ordered = np.sort(sureness)
-        thresholds[i] = float((ordered[count - 1] + ordered[count]) / 2)
+        between = np.float32((float(ordered[count - 1]) + float(ordered[count])) / 2)
+        thresholds[i] = float(between if between > ordered[count - 1] else ordered[count])  # they may be neighbours
         if not ordered[0] < thresholds[i]:
             raise GraphError("the score of a cascade's part is the same for the examples that it is least sure of: it cannot tell what to hand on")
         rows = rows[sureness < thresholds[i]]

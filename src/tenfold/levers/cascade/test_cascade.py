@@ -147,6 +147,56 @@ def test_a_later_part_computes_only_the_rows_that_need_it(graphs, tmp_path) -> N
     assert not any("input" in n.input for n in branch.node if n.op_type != "GatherND")
 
 
+class OfTwo(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(6, width), nn.Linear(3, width), nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.left(x) + self.right(y)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, width, batch_first=True), nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize(("kind", "shapes"), [(OfTwo, [(6,), (3,)]), (Recurrent, [(5, 6)])])
+def test_parts_of_two_inputs_or_with_recurrent_layers_are_spliced(tmp_path, kind, shapes, batch) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(64, *shape)).astype(np.float32) for shape in shapes]
+    paths = [tmp_path / "small.onnx", tmp_path / "large.onnx"]
+    for path, width in zip(paths, (4, 16), strict=True):
+        export(Served(kind(width), None), inputs, path)
+    first, second = (run_in_batches(open_session(p, SessionConfig()), inputs, 64) for p in paths)
+    handed = sure(first) < (threshold := float(np.quantile(sure(first), 0.4)))
+    onnx.save(splice([load(p) for p in paths], [threshold]), tmp_path / "cascade.onnx")
+    got = run_in_batches(open_session(tmp_path / "cascade.onnx", SessionConfig()), inputs, batch)
+    assert 0 < handed.sum() < 64
+    assert np.abs(got - np.where(handed[:, None], second, first)).max() < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_parts_in_integers_are_spliced(small_builder: Builder, tmp_path, batch) -> None:
+    root = Plan(training=small_builder.workload.training, session=plain_session())
+    to_integers = Pull("quantize", {"method": "static"})
+    plans = [apply_all(root, [Pull("distill", STUDENT), to_integers]), apply_all(root, [to_integers])]
+    paths = [small_builder.graph(p).path / "model.onnx" for p in plans]
+    images = small_builder.examples.valid.inputs
+    first, second = (run_in_batches(open_session(p, SessionConfig()), images, batch) for p in paths)
+    handed = sure(first) < (threshold := float(np.quantile(sure(first), 0.4)))
+    onnx.save(splice([load(p) for p in paths], [threshold]), tmp_path / "cascade.onnx")
+    got, wanted = run_in_batches(open_session(tmp_path / "cascade.onnx", SessionConfig()), images, batch), np.where(handed[:, None], second, first)
+    assert 0 < handed.sum() < len(handed)
+    assert np.abs(got - wanted).mean() < 0.02 * np.abs(wanted).mean(), "an engine may round a step more or less in a branch"
+
+
 def test_graphs_of_different_inputs_cannot_be_spliced(graphs, tmp_path) -> None:
     export(Served(nn.Sequential(nn.Flatten(), nn.Linear(25, 4)), None), [np.zeros((4, 1, 5, 5), np.float32)], tmp_path / "other.onnx")
     with pytest.raises(GraphError, match="take different inputs"):

@@ -19,7 +19,7 @@ from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import is_mixable, learn_from_teacher
-from tenfold.train.teacher import VIEWS
+from tenfold.train.teacher import VIEWS, epochs_within
 
 TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, float("inf")))
 """Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
@@ -85,7 +85,7 @@ class Distill:
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
         dimensions = families.dimensions(situation) if situation.examples.can_teach else {}
-        answering = ANSWERING * _short_length(situation) * situation.training_seconds
+        answering = ANSWERING * _short_length(situation) * situation.learning_seconds
         mixup = is_mixable(situation.examples.valid.inputs) and answering <= MIXUP_SHARE * situation.whole_budget
         return dimensions and {**dimensions, "rate": RATES, "mixup": [False, True] if mixup else [False]}
 
@@ -124,7 +124,13 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
     if situation.sizable() < LEAST_STRUCTURES * FORMS:
         return Refusal("the budget left is too small to look for a student")
-    specs = _spread(families.lighter(specs, situation), max(LEAST_STRUCTURES, situation.sizable(SKELETON_SHARE) // FORMS))
+    answering = min(_short_epochs(situation), VIEWS) * situation.epoch_answered  # once, for all of them
+    if answering > SCREEN_SHARE * situation.budget:
+        return Refusal(f"the teacher would take {answering:,.0f} s to answer for a short training, too long for this budget: give a faster one, or a larger --budget")
+    specs = families.lighter(specs, situation)
+    if not specs:
+        return Refusal("every student of the families for these inputs would have very many more weights than the model: give student=, which builds the model at a share of its width")
+    specs = _spread(specs, max(LEAST_STRUCTURES, situation.sizable(SKELETON_SHARE) // FORMS))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs, compressed=True)
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
@@ -133,10 +139,10 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     capacities = families.capacities([c["student"] for c, _ in cheaper], situation)
     able = [(capacity * ratio, ratio, config) for capacity, (config, ratio) in zip(capacities, cheaper, strict=True)]
     out: list[Config] = []
-    expected = 0.0
+    expected = answering
     for low, high in reversed(TIERS):
         for _, ratio, config in sorted((a for a in able if low <= a[1] < high), key=lambda a: -a[0])[:A_TIER]:
-            expected += _short_length(situation) * situation.training_seconds / ratio**0.5  # training gets cheaper by less than serving does
+            expected += _short_length(situation) * situation.learning_seconds / ratio**0.5  # training gets cheaper by less than serving does
             if not out or expected <= SCREEN_SHARE * situation.budget:
                 out.append(config)
     return out
@@ -159,10 +165,7 @@ def _in_full(situation: Situation) -> Sequence[Config]:
     out = []
     for tried, weight in zip(best, weights, strict=True):
         an_epoch, seconds = max(tried.training_seconds / short, 1e-6), budget * weight / sum(weights)
-        epochs = (seconds - answering * max(VIEWS - short, 0.0)) / an_epoch
-        if epochs < VIEWS:  # each of its epochs has to be answered, but for those of the short training
-            epochs = (seconds + answering * short) / (an_epoch + answering)
-        epochs = min(MOST_LENGTH * situation.plan.training.epochs, epochs)
+        epochs = min(MOST_LENGTH * situation.plan.training.epochs, epochs_within(seconds, an_epoch, answering, answered=short))
         if epochs >= 2 * short:
             out.append(tried.config | {"epochs": float(round(epochs))})
     return out
@@ -176,7 +179,7 @@ def _best_before_others(tried: Sequence[Tried], situation: Situation) -> list[Tr
     ratios = situation.skeleton_ratios([t.config for t in tried], compressed=True)
     by_config = {canonical(p.recipe.pulls[-1].config): p for p in parts if p.recipe.pulls}
     measured = [(t, by_config[key], r) for t, r in zip(tried, ratios, strict=True) if (key := canonical(t.config)) in by_config]
-    students = [replace(part, cost=min(part.cost, 1 / ratio)) if isinstance(ratio, float) else part for _, part, ratio in measured]
+    students = [replace(part, cost=min(part.cost, parts[0].cost / ratio)) if isinstance(ratio, float) else part for _, part, ratio in measured]
     return [measured[i][0] for i in foresee.promising(students, parts[0], situation.margin)]
 
 
@@ -200,9 +203,9 @@ def _short_epochs(situation: Situation) -> float:
 
 def _short_length(situation: Situation) -> float:
     """In trainings of the baseline: the more a short training sees, the better it tells which student will be good after a long one."""
-    if not situation.training_seconds:  # it came trained
+    if not situation.learning_seconds:
         return LEAST_LENGTH
-    return min(max(SHORT_SHARE * situation.whole_budget / situation.training_seconds, LEAST_LENGTH), SHORT_LENGTH)
+    return min(max(SHORT_SHARE * situation.whole_budget / situation.learning_seconds, LEAST_LENGTH), SHORT_LENGTH)
 
 
 def _promise(tried: Tried, margin: float) -> float:

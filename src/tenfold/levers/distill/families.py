@@ -31,6 +31,8 @@ TABLE_WIDTHS, TABLE_DEPTHS = (8, 16, 32, 64, 128), (0, 1, 2)
 LIKELY = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (28, math.inf), "stride4": (96, math.inf)}
 POSSIBLE = {"conv": (4, 16), "pooled": (16, math.inf), "stride2": (16, math.inf), "stride4": (28, math.inf)}
 """Sides of images, from and to, at which a stem is tried, and at which the joint search may choose it: strides lose the detail of small ones."""
+MORE_WEIGHTS, LEAST_MOST_WEIGHTS = 4, 1 << 24
+"""Weights of a student that is built here, over the model's own, up to which it is tried; and those that are tried for any model."""
 SGD_RATE, ADAM_RATE = 0.3, 2e-3
 """Peak learning rates of the families built here, at batches of 128: the divergence from a teacher is gentler than a loss of labels."""
 
@@ -96,13 +98,16 @@ def at(point: Mapping[str, Any]) -> Spec:
     return {"family": point["family"], **{n: point[n] for n in names}}
 
 
-def lighter(specs: Sequence[Spec], situation: Situation) -> Sequence[Spec]:
-    """Without what is built here to compute more products than the model itself; all of them where none computes less."""
+def lighter(specs: Sequence[Spec], situation: Situation) -> list[Spec]:
+    """Without what is built here to have too many weights, or to compute more products than the model itself (unless all of them do)."""
     served = situation.fresh()
     _, own = _size(served.model, as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess))
     built_here = [s for s in specs if s["family"] in ("image", "table")]
-    dearer = [s for s, (_, products) in zip(built_here, sizes(built_here, situation), strict=True) if products > own]
-    return [s for s in specs if s not in dearer] or specs
+    measured = list(zip(built_here, sizes(built_here, situation), strict=True))
+    heavy = [s for s, (weights, _) in measured if weights > most_weights(served)]
+    dearer = [s for s, (_, products) in measured if products > own]
+    able = [s for s in specs if s not in heavy]
+    return [s for s in able if s not in dearer] or able
 
 
 def capacities(specs: Sequence[Spec], situation: Situation) -> list[float]:
@@ -115,49 +120,85 @@ def capacities(specs: Sequence[Spec], situation: Situation) -> list[float]:
 
 
 def sizes(specs: Sequence[Spec], situation: Situation) -> list[tuple[int, int]]:
-    """Each student's weights, and its products a prediction."""
+    """Each student's weights, and its products a prediction. Of what is built here nothing is allocated: it may be too large for that."""
     with torch.random.fork_rng():
         served = situation.fresh()
         materials = Materials(workload=situation.workload, examples=situation.examples, seed=0, folder=Path())
         example = as_seen_by_model(situation.examples.valid.take(slice(0, 1)).inputs, served.preprocess)
-        own = (situation.fresh() if spec["family"] == "shallower" else served for spec in specs)  # that one is taken apart
-        return [_size(build(spec, teacher, materials), example) for spec, teacher in zip(specs, own, strict=True)]
+        outputs = _outputs(served, example)
+
+        def size(spec: Spec) -> tuple[int, int]:
+            if spec["family"] in ("image", "table"):
+                return _size(_outline(spec, example, outputs), tuple(x.to("meta") for x in example))
+            teacher = situation.fresh() if spec["family"] == "shallower" else served  # that one is taken apart
+            return _size(build(spec, teacher, materials), example)
+
+        return [size(spec) for spec in specs]
+
+
+def _outputs(teacher: Served, example: tuple[Tensor, ...]) -> torch.Size:
+    """Of an example: the shape."""
+    with torch.no_grad():
+        shape: torch.Size = teacher.model.cpu().eval()(*example).shape[1:]
+    return shape
+
+
+def _outline(spec: Spec, example: tuple[Tensor, ...], outputs: torch.Size) -> nn.Module:
+    """A student that is built here, without memory for its weights."""
+    with torch.device("meta"):
+        return _built_here(spec, example, outputs)
+
+
+def _built_here(spec: Spec, example: tuple[Tensor, ...], outputs: torch.Size) -> nn.Module:
+    size = {k: v for k, v in spec.items() if k != "family"}
+    if spec["family"] == "image":
+        return image_student(ImageStudent(**size), example[0].shape[1], min(example[0].shape[2:]), outputs)
+    return table_student(TableStudent(**size), example[0].shape[1], outputs)
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _size(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, int]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused form of an encoder layer
     try:
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(*example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+    return _weights(model), counter.get_total_flops() // 2
 
 
 def build(spec: Spec, teacher: Served, materials: Materials) -> nn.Module:
-    """The untrained student; what is made of the teacher itself has its weights."""
-    size = {k: v for k, v in spec.items() if k != "family"}
+    """The untrained student; what is made of the teacher itself has its weights.
+
+    Raises:
+        WorkloadError: the workload's own `student` gives something else than the model; or what would be built here has very many more weights.
+    """
     example = as_seen_by_model(materials.examples.valid.take(slice(0, 2)).inputs, teacher.preprocess)
-    with torch.inference_mode():
-        outputs = teacher.model.cpu().eval()(*example).shape[1:]
-    match spec["family"]:
-        case "image":
-            return image_student(ImageStudent(**size), example[0].shape[1], min(example[0].shape[2:]), outputs)
-        case "table":
-            return table_student(TableStudent(**size), example[0].shape[1], outputs)
-        case "own":
-            return _own(materials, size["share"], example, outputs)
-        case _:
-            return shallower(teacher.model, size["keep"], example)
+    outputs = _outputs(teacher, example)
+    if spec["family"] == "own":
+        return _own(materials, spec["share"], example, outputs)
+    if spec["family"] == "shallower":
+        return shallower(teacher.model, spec["keep"], example)
+    if (weights := _weights(_outline(spec, example, outputs))) > (most := most_weights(teacher)):
+        raise WorkloadError(f"the student would have {weights:,} weights, more than the {most:,} that are tried for this model")
+    return _built_here(spec, example, outputs)
+
+
+def most_weights(teacher: Served) -> int:
+    """Of a student that is built here."""
+    return max(MORE_WEIGHTS * _weights(teacher.model), LEAST_MOST_WEIGHTS)
 
 
 def training_of(spec: Spec, training: TrainConfig) -> TrainConfig:
     """How a student is trained, apart from rate, dtype and length."""
     if spec["family"] == "image":
-        return TrainConfig(batch_size=training.batch_size, optimizer="sgd", weight_decay=1e-4, channels_last=True)
+        return TrainConfig(batch_size=training.batch_size, accumulate=training.accumulate, optimizer="sgd", weight_decay=1e-4, channels_last=True)
     if spec["family"] == "table":
-        return TrainConfig(batch_size=training.batch_size, weight_decay=1e-4)
+        return TrainConfig(batch_size=training.batch_size, accumulate=training.accumulate, weight_decay=1e-4)
     return training
 
 
@@ -183,7 +224,7 @@ def _own(materials: Materials, share: float, example: tuple[Tensor, ...], output
         student = materials.workload.student(share)
         if materials.workload.output is not None:
             student = Selected(student, materials.workload.output)
-        with torch.inference_mode():
+        with torch.no_grad():
             got = student.eval()(*example).shape[1:]
     except Exception as error:  # the user's own code may raise anything
         raise WorkloadError(f"student({share:g}) raised {type(error).__name__}: {first_line(error)}") from error
@@ -216,7 +257,7 @@ def repeated_blocks(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
     modules = dict(model.named_modules())
     hooks = [m.register_forward_hook(note(n)) for n, m in modules.items() if n and any(True for _ in m.parameters())]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model.eval()(*example)
     finally:
         for hook in hooks:

@@ -14,7 +14,7 @@ from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import BudgetEndedError, WorkloadError
 from tenfold.execute import plain_session
-from tenfold.export import Served
+from tenfold.export import Served, as_seen_by_model
 from tenfold.lever import Config, Refusal, Stage, discover
 from tenfold.levers import distill
 from tenfold.levers.distill import families
@@ -27,7 +27,7 @@ from tenfold.train.config import TrainConfig
 from tenfold.train.distill import axis_of_classes, soft_loss
 from tenfold.train.feed import Feed
 from tenfold.train.loop import predict
-from tenfold.train.teacher import VIEWS, Teacher, mixed
+from tenfold.train.teacher import VIEWS, Teacher, answer_epoch, epochs_within, mixed
 from tenfold.workload import Workload, load
 
 STUDENT = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 4, "growth": 2.0}
@@ -171,6 +171,32 @@ class TestDistill(LeverContract):
         whole = found["epochs"] * 2.0 + a_view * max(min(VIEWS, found["epochs"]) - short["epochs"], 0)
         most = distill.MOST_LENGTH * plan.training.epochs * 2.0 + a_view * (VIEWS - short["epochs"])
         assert whole == pytest.approx(min(budget, most), abs=1.0 + a_view / 2), "but for the rounding to whole epochs"
+
+    def test_what_is_not_allocated_is_sized_as_what_is(self, small_builder: Builder, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        situation = self.situation(small_builder, plan, Stage.MODEL)
+        specs = families.space(situation)[::7]
+        example = as_seen_by_model(small_builder.examples.valid.take(slice(0, 1)).inputs, small_builder.fresh().preprocess)
+        materials = small_builder._materials(Path(), "")
+        assert families.sizes(specs, situation) == [families._size(families.build(s, small_builder.fresh(), materials), example) for s in specs]
+        monkeypatch.setattr(families, "MORE_WEIGHTS", 0)
+        monkeypatch.setattr(families, "LEAST_MOST_WEIGHTS", 5_000)
+        few = families.lighter(specs, situation)
+        assert 0 < len(few) < len(specs)
+        assert all(weights <= 5_000 for weights, _ in families.sizes(few, situation))
+        with pytest.raises(WorkloadError, match="the student would have .* weights, more than the 5,000 that are tried for this model"):
+            families.build(max(specs, key=lambda s: s["width"]), small_builder.fresh(), materials)
+
+    def test_a_teacher_that_is_too_slow_for_the_budget_is_said_to_be(self, lever, small_builder: Builder, plan: Plan) -> None:
+        answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, epoch_answered=300.0))
+        assert isinstance(answer, Refusal)
+        assert "give a faster one, or a larger --budget" in answer.reason
+
+    def test_examples_without_labels_are_planned_with(self, small_builder: Builder, plan: Plan) -> None:
+        examples = dataclasses.replace(small_builder.examples, unlabelled=blobs(720, seed=5))
+        situation = self.situation(small_builder, plan, Stage.MODEL, examples=examples, training_seconds=10.0)
+        assert situation.learning_seconds == pytest.approx(10.0 * (720 + 240) / 240)
+        given = dataclasses.replace(situation, workload=dataclasses.replace(situation.workload, pretrained=Path("weights.safetensors")))
+        assert given.learning_seconds == 10.0, "what it would take was timed on all of them"
 
     def test_trains_in_full_what_promises_most_in_a_cascade(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Three students far outside the margin: one errs where it is sure, two where they are not, of which the cheaper one errs more."""
@@ -322,7 +348,8 @@ def test_a_training_that_outlasts_the_budget_can_be_gone_on_with(tmp_path: Path)
     builder = builder_of(small_workload(), tmp_path)
     plan = plan_of(builder)
     builder.trained(plan)
-    left = iter([*[1.0] * 20, *[0.0] * 5])
+    answering = 6 * (1 + 10)  # asked before each epoch, and before each of its steps
+    left = iter([*[1.0] * (answering + 14), *[0.0] * 5])
     builder.seconds_left = lambda: next(left)
     with pytest.raises(BudgetEndedError, match="the budget ended at .* of its training"):
         builder.shaped(plan)
@@ -433,6 +460,48 @@ def test_a_budget_that_ends_while_the_teacher_answers_keeps_what_was_answered() 
     assert done == [0, 1]
 
 
+def test_answers_that_outlast_the_budget_are_gone_on_with(tmp_path: Path) -> None:
+    feed, kept, calls = Feed(blobs(96), 24, views=VIEWS), tmp_path / "answers.checkpoint", []
+
+    def run(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        calls.append(len(inputs[0]))
+        return inputs[0].flatten(1)
+
+    left, cpu = iter([1.0, 1.0, 0.0]), torch.device("cpu")
+    with pytest.raises(BudgetEndedError, match="the budget ended at 50% of an epoch that its teacher had to answer"):
+        answer_epoch(feed, run, 0, cpu, kept=kept, seconds_left=lambda: next(left))
+    calls.clear()
+    gone_on, spent = answer_epoch(feed, run, 0, cpu, kept=kept)
+    assert calls == [24, 24]
+    whole, alone = answer_epoch(feed, run, 0, cpu)
+    np.testing.assert_array_equal(gone_on, whole)
+    assert set(spent) == set(alone) == {"seconds", "cpu_seconds"}
+    with np.load(kept, allow_pickle=False) as file:
+        before = dict(zip(("seconds", "cpu_seconds"), file["spent"], strict=True))
+    assert all(spent[k] >= before[k] > 0 for k in spent), "of both sittings"
+
+
+def noisy(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return batch + 0.1 * torch.randn(batch.shape, generator=generator)
+
+
+def test_micro_batches_are_answered_as_they_are_seen(tmp_path: Path) -> None:
+    builder = builder_of(dataclasses.replace(small_workload(), teacher=Oracle, augment=noisy), tmp_path)
+    teacher = teacher_of(builder, seeds=range(0), batch_size=24, mixup=False, accumulate=5)
+    first = 0
+    for inputs, _ in teacher.feed.parts(2, torch.device("cpu"), count=5):
+        assert torch.allclose(teacher.answers(2, first, inputs), Oracle()(*inputs), atol=1e-5)
+        first += len(inputs[0])
+    assert first == 24
+
+
+def test_epochs_that_fit_are_those_that_are_learned_and_first_answered() -> None:
+    assert epochs_within(100.0, 2.0, 0.0) == 50
+    assert epochs_within(100.0, 2.0, 3.0) == (100 - VIEWS * 3) / 2, "views come again"
+    assert epochs_within(20.0, 2.0, 3.0) == 4, "each is answered, then learned"
+    assert epochs_within(20.0, 2.0, 3.0, answered=2.0) == (20 + 6) / 5
+
+
 class Fool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(x), 3) + torch.tensor([1.0, 0.0, 0.0])
@@ -485,9 +554,10 @@ OWN = {"loss": lambda o, t: o.mean(), "metric": lambda o, t: t[:, 0]}
         ((6,), (), {}, None),
         ((6, 1), (1,), {}, None),
         ((6, 3), (), {"loss": "mse", "metric": "squared_error"}, None),
+        ((6, 3), (), {**OWN, "class_scores": False}, None),
     ],
     ids=["classes", "of every position", "a map, loss of one's own", "tokens, loss of one's own", "as many tokens as classes, loss of one's own",
-         "as many positions as classes", "one logit", "one logit in a column", "numbers"],
+         "as many positions as classes", "one logit", "one logit in a column", "numbers", "numbers of a loss of one's own"],
 )  # fmt: skip
 def test_the_axis_of_the_classes(outputs, targets, changes, axis) -> None:
     workload = Workload(model=nn.Identity, margin=0.1, **changes)

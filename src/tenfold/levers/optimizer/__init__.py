@@ -13,16 +13,21 @@ from tenfold.train.config import TrainConfig
 from tenfold.tune import first_length, hindrance, next_round, way_of, whole_seconds
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1},
-    "adamw": {"optimizer": "adamw", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 2e-3},
-    "lion": {"optimizer": "lion", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 3e-4},
-    "muon": {"optimizer": "muon", "momentum": 0.95, "second_beta": 0.99, "learning_rate": 5e-3},
-    "schedule-free": {"optimizer": "adamw", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 4e-3, "schedule": "free", "average": 0.0},
-}
-"""With a usual rate for batches of 128, where the workload does not say its own."""
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1, "weight_decay": 5e-4},
+    "adamw": {"optimizer": "adamw", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 2e-3, "weight_decay": 0.05},
+    "lion": {"optimizer": "lion", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 3e-4, "weight_decay": 0.3},
+    "muon": {"optimizer": "muon", "momentum": 0.95, "second_beta": 0.99, "learning_rate": 5e-3, "weight_decay": 0.05},
+    "schedule-free": {
+        "optimizer": "adamw", "momentum": 0.9, "second_beta": 0.99, "learning_rate": 4e-3, "weight_decay": 0.05, "schedule": "free", "average": 0.0,
+    },
+}  # fmt: skip
+"""With a usual rate for batches of 128, where the workload does not say its own, and a decay that goes with it: SGD's is a part of the gradient,
+the others' is taken from the weights (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 NEEDS = {"lion": "lion_pytorch", "schedule-free": "schedulefree"}
 RATES = (1 / 3, 1.0, 3.0)
-SCHEDULES = ({"schedule": "linear", "average": 0.0}, {"schedule": "one_cycle", "average": 0.0}, {"schedule": "stable", "average": 0.1})
+SCHEDULES: tuple[dict[str, Any], ...] = (
+    {"schedule": "linear", "average": 0.0}, {"schedule": "one_cycle", "average": 0.0}, {"schedule": "cosine", "average": 0.0}, {"schedule": "stable", "average": 0.1},
+)  # fmt: skip
 SHARE = 0.8
 """Of the budget that is left, for all families together: each has the same part of it."""
 
@@ -49,6 +54,9 @@ class Optimizer:
                 return more
         return ()
 
+    def kind(self, config: Config) -> str:
+        return "schedule-free" if config["schedule"] == "free" else str(config["optimizer"])
+
     def apply(self, plan: Plan, config: Config) -> Plan:
         return dataclasses.replace(plan, training=dataclasses.replace(plan.training, **config))
 
@@ -60,16 +68,18 @@ def _in_order(training: TrainConfig) -> list[str]:
 
 
 def _ways(family: str, training: TrainConfig) -> list[Config]:
-    """Rates around the usual one, each with a plain schedule; and the usual one with the others."""
-    usual = dict(FAMILIES[family])
+    """Rates around the usual one, each with a plain schedule, or the training's own; and the usual one with the others."""
+    usual, first = dict(FAMILIES[family]), SCHEDULES[0]
     if family == _in_order(training)[0]:
         usual |= {k: getattr(training, k) for k in usual if k != "average"}
+        first = {"schedule": training.schedule, "average": training.average}
     else:
+        usual["weight_decay"] = usual["weight_decay"] if training.weight_decay else 0.0  # who wants none wants none of any
         usual["learning_rate"] = usual["learning_rate"] * (training.batch_size / 128) ** (1.0 if usual["optimizer"] == "sgd" else 0.5)
     if "schedule" in usual:
         return [{**usual, "learning_rate": usual["learning_rate"] * rate} for rate in RATES]
-    ways = [{**usual, **SCHEDULES[0], "learning_rate": usual["learning_rate"] * rate} for rate in RATES]
-    return ways + [{**usual, **schedule} for schedule in SCHEDULES[1:]]
+    ways = [{**usual, **first, "learning_rate": usual["learning_rate"] * rate} for rate in RATES]
+    return ways + [{**usual, **schedule} for schedule in SCHEDULES if schedule != first]
 
 
 lever = Optimizer()

@@ -5,7 +5,7 @@ import pytest
 
 from tenfold.build import Builder
 from tenfold.lever import Config, Refusal, Stage, Tried
-from tenfold.levers.optimizer import FAMILIES
+from tenfold.levers.optimizer import FAMILIES, _ways
 from tenfold.plan import Plan
 from tenfold.testing import LeverContract
 from tenfold.tune import first_length, next_round
@@ -46,9 +46,17 @@ class TestOptimizer(LeverContract):
         assert small_builder.workload.training.learning_rate in {c["learning_rate"] for c in own}
         assert max(c["epochs"] for c in own) == small_builder.workload.training.epochs, "what is not good enough is made as long as the baseline"
 
+    def test_each_family_decays_weights_in_its_own_way_and_the_trainings_own_schedule_is_among_them(self, small_builder: Builder) -> None:
+        own = dataclasses.replace(small_builder.workload.training, optimizer="sgd", schedule="cosine", weight_decay=1e-3)
+        assert {w["weight_decay"] for w in _ways("sgd", own)} == {1e-3}
+        assert {w["weight_decay"] for w in _ways("adamw", own)} == {0.05}
+        assert {w["weight_decay"] for w in _ways("lion", dataclasses.replace(own, weight_decay=0.0))} == {0.0}
+        assert [w["schedule"] for w in _ways("sgd", own)] == ["cosine"] * 3 + ["linear", "one_cycle", "stable"]
+        assert [w["schedule"] for w in _ways("muon", own)] == ["linear"] * 3 + ["one_cycle", "cosine", "stable"]
+
     def test_each_family_has_the_same_part_of_the_time(self, lever, small_builder: Builder, plan: Plan) -> None:
         first = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0))
-        dear = tuple(tried(c, -1.0, seconds=25.0) for c in first)  # 125 of 625 seconds, its part 100
+        dear = tuple(tried(c, -1.0, seconds=25.0) for c in first)  # 150 of 650 seconds, its part 104
         answer = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0, tried=dear))
         assert {c["optimizer"] for c in answer} == {"sgd"}
 

@@ -17,6 +17,7 @@ from tenfold.levers.prune.structure import pruned
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import learn_from_teacher
+from tenfold.train.teacher import epochs_within
 
 KEEPS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of the channels that are tried, by their measured cost."""
@@ -108,10 +109,10 @@ def _hindrance(situation: Situation) -> str | None:
 def _affordable(situation: Situation, count: int, ratio: float) -> float:
     """Epochs of one of so many recoveries, of a model that is served so many times cheaper: its training gets cheaper by less than that."""
     whole = situation.plan.training.epochs
-    if not situation.training_seconds:
+    if not situation.learning_seconds:
         return _shortest(situation)
-    seconds = situation.budget * BUDGET_SHARE / count
-    return float(min(round(whole * seconds / situation.training_seconds * ratio**0.5), whole * MOST_LENGTH))
+    an_epoch = situation.learning_seconds / whole / ratio**0.5
+    return float(min(round(epochs_within(situation.budget * BUDGET_SHARE / count, an_epoch, situation.epoch_answered)), whole * MOST_LENGTH))
 
 
 def _shape(model: nn.Module, materials: Materials, keep: float) -> nn.Module:

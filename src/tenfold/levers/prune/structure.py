@@ -15,6 +15,8 @@ from tenfold.levers.prune.attention import narrow_attention
 
 ROUND_TO = 8
 """Channels come in blocks of 8 where an engine lays them out by vectors."""
+_HEADS = ("num_heads", "n_heads", "heads", "n_head", "nhead", "num_attention_heads")
+"""Names under which a module says how many heads it has."""
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear, nn.LSTM)
 
 
@@ -46,7 +48,7 @@ def pruned(model: nn.Module, example: tuple[Tensor, ...], keep: float) -> nn.Mod
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
                 model, example, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=1.0 - keep, global_pruning=False,
-                ignored_layers=[*_last_layers(model, example), *_recurrent(model)], round_to=ROUND_TO, num_heads=heads,
+                ignored_layers=[*_last_layers(model, example), *_recurrent(model), *_in_own_attention(model)], round_to=ROUND_TO, num_heads=heads,
             )  # fmt: skip
             pruner.step()
         narrow_attention(model, keep)
@@ -64,6 +66,15 @@ def pruned(model: nn.Module, example: tuple[Tensor, ...], keep: float) -> nn.Mod
 def _recurrent(model: nn.Module) -> list[nn.Module]:
     """Layers that are left as they are: their gates share a width that the library cannot narrow."""
     return [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+
+
+def _in_own_attention(model: nn.Module) -> Iterator[nn.Module]:
+    """Projections of attention that is no `nn.MultiheadAttention`, but says how many heads it has: channels taken out of them would cross heads."""
+    for module in model.modules():
+        if any(isinstance(m, nn.MultiheadAttention) for m in module.modules()):
+            continue
+        if any(isinstance(heads := getattr(module, name, None), int) and heads > 1 for name in _HEADS):
+            yield from (m for m in module.children() if isinstance(m, nn.Linear))
 
 
 def _last_layers(model: nn.Module, example: tuple[Tensor, ...]) -> Iterator[nn.Module]:

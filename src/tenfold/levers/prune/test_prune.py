@@ -125,6 +125,37 @@ class FixedWidth(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(-1, 5, 32).mean(1))
 
 
+class OwnAttention(nn.Module):
+    """A block as many write it: heads of whatever width there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class OwnTransformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = OwnAttention()
+        self.wide, self.narrow, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return self.head((x + self.narrow(self.wide(x).relu())).mean(1))
+
+
+def test_attention_of_ones_own_keeps_its_heads_whole() -> None:
+    small = pruned(OwnTransformer(), (torch.randn(2, 5, 32),), 0.5)
+    assert (small.attention.qkv.in_features, small.attention.qkv.out_features) == (32, 96)
+    assert (small.wide.in_features, small.wide.out_features) == (32, 32)
+
+
 @pytest.mark.parametrize(
     ("model", "example"),
     [

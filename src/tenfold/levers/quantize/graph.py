@@ -18,7 +18,7 @@ import numpy as np
 from tenfold import device
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session
-from tenfold.errors import first_line
+from tenfold.errors import BudgetEndedError, first_line
 from tenfold.levers.quantize.fold import drop_roundings, fold_input
 from tenfold.operators import INTEGER, operators
 from tenfold.plan import Materials
@@ -124,7 +124,7 @@ def static(source: Path, target: Path, materials: Materials, config: QuantizeCon
 
         left_out: list[str] = []
         if config.leave_out:
-            harm = _harm(prepared, quantize, [x[:SENSITIVITY_EXAMPLES] for x in inputs], Path(scratch))
+            harm = _harm(prepared, quantize, [x[:SENSITIVITY_EXAMPLES] for x in inputs], Path(scratch), materials)
             left_out = sorted(harm, key=lambda n: (-harm[n], n))[: config.leave_out]
         quantize(target, nodes_to_exclude=left_out)
         done = onnx.load(target)
@@ -151,14 +151,22 @@ _PASS_ON = ("Add", "Sub", "Where", "Reshape", "Unsqueeze", "Expand", "Slice", "T
 """Operators that give on what is infinite; a softmax makes zeros of it."""
 
 
-def _harm(prepared: Path, quantize: Callable[..., None], inputs: list[Array], scratch: Path) -> dict[str, float]:
-    """Mean squared error of the output when one layer alone is quantized, by layer."""
+def _harm(prepared: Path, quantize: Callable[..., None], inputs: list[Array], scratch: Path, materials: Materials) -> dict[str, float]:
+    """Mean squared error of the output when one layer alone is quantized, by layer.
+
+    Raises:
+        BudgetEndedError: no seconds are left.
+    """
     import onnx
 
     layers = [n.name for n in onnx.load(prepared).graph.node if n.op_type in _COMPUTE]
     wanted = open_session(prepared, SessionConfig())(inputs)
-    harm = {}
+    harm: dict[str, float] = {}
     for layer in layers:
+        if materials.seconds_left() <= 0:
+            raise BudgetEndedError(f"the budget ended after {len(harm)} of {len(layers)} layers had been quantized alone")
+        if materials.progress is not None:
+            materials.progress(len(harm) / len(layers), 0.0)
         alone = scratch / "alone.onnx"
         quantize(alone, nodes_to_quantize=[layer])
         harm[layer] = float(np.mean((open_session(alone, SessionConfig())(inputs) - wanted) ** 2))
@@ -214,7 +222,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
-    except OSError:  # a full disk is no fault of the graph
+    except (OSError, BudgetEndedError):  # no fault of the graph
         raise
     except Exception as error:  # onnxruntime's quantizer raises whatever its helpers do
         raise GraphError(f"onnxruntime's quantizer failed ({type(error).__name__}: {first_line(error)})") from error

@@ -90,6 +90,17 @@ def test_a_training_with_rounding_that_was_stopped_goes_on_where_it_was(tmp_path
     whole = builder_of(tmp_path / "whole").load(plan).state_dict()
     assert all(torch.equal(gone_on[k], whole[k]) for k in whole)
 
+
+def test_quantizing_layer_by_layer_ends_with_the_budget(tmp_path: Path) -> None:
+    workload = small_workload()
+    builder = Builder(workload, load(workload), Store(tmp_path), seed=0, threads=1)
+    plan = discover()["quantize"].apply(Plan(training=workload.training, session=plain_session()), {"method": "static", "leave_out": 1})
+    builder.graph(dataclasses.replace(plan, graph_passes=()))
+    builder.seconds_left = lambda: 0.0
+    with pytest.raises(BudgetEndedError, match="the budget ended after 0 of .* layers had been quantized alone"):
+        builder.graph(plan)
+
+
 def pooled_by_maximum() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
