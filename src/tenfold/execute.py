@@ -21,7 +21,7 @@ from tenfold.data.split import Array, Split
 from tenfold.engine import Runner, SessionConfig, open_session
 from tenfold.errors import WorkloadError, first_line
 from tenfold.measure import Samples, calls_for, interleave, step_costs
-from tenfold.memory import OUT_OF_MEMORY, try_step
+from tenfold.memory import OUT_OF_MEMORY, TOO_SLOW, try_step
 from tenfold.plan import Plan
 from tenfold.train.average import renormalise
 from tenfold.train.config import TrainConfig
@@ -199,7 +199,7 @@ class Evaluator:
             fit = try_step(step, examples, pick_device())
             if fit.reason is None:
                 return examples
-            if fit.reason != OUT_OF_MEMORY and "did not end" not in fit.reason:  # the model takes no such batch
+            if fit.reason != OUT_OF_MEMORY and not fit.reason.startswith(TOO_SLOW):  # the model takes no such batch
                 return own
             slow += fit.reason != OUT_OF_MEMORY
             examples //= 2

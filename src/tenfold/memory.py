@@ -20,7 +20,7 @@ SHARE = 0.8
 PATIENCE_SECONDS = 60.0
 """For one step, building the model included."""
 
-OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY, TOO_SLOW = "out of memory", "it did not end within"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def _forked(step: Callable[[int], object], batch: int, most: int) -> Fit:
     child = fork.Process(target=_limited, args=(step, batch, most, theirs), daemon=True)
     child.start()
     theirs.close()
-    said = f"it did not end within {PATIENCE_SECONDS:.0f} s"
+    said = f"{TOO_SLOW} {PATIENCE_SECONDS:.0f} s"
     if ours.poll(PATIENCE_SECONDS):
         try:
             said = ours.recv_bytes().decode()

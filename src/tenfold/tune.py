@@ -52,6 +52,13 @@ def first_length(ways: int, share: float, whole: float) -> float:
     return min(max(share / (ROUNDS_TAKE * ways * max(whole, 1e-9)), SHORTEST), LONGEST)
 
 
+def length_within(situation: Situation, ways: int, share: float) -> float | None:
+    """Of the trainings of a first round, so that all rounds of a lever take about a share of the budget; None once that is spent."""
+    spent = sum(t.training_seconds for t in situation.tried)
+    part = share * (situation.budget + spent)
+    return None if spent >= part else first_length(ways, part, whole_seconds(situation))
+
+
 def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float, whole: float, margin: float) -> list[Config]:
     """Configs to try next; none where a way is good enough, or none is left to make longer.
 

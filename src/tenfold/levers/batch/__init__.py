@@ -9,7 +9,7 @@ from tenfold.batch.predict import second_beta
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import Plan
 from tenfold.train.config import TrainConfig, parts_of
-from tenfold.tune import first_length, hindrance, next_round, whole_seconds
+from tenfold.tune import hindrance, length_within, next_round
 
 TIMES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """The workload's own batch, that are tried."""
@@ -43,10 +43,9 @@ class Batch:
         assert train is not None
         micro = -(-training.batch_size // training.accumulate) if training.accumulate > 1 else situation.most_at_once(MICRO)  # it is said for its memory
         ways = _ways(training, len(train), micro)
-        part = SHARE * (situation.budget + sum(t.training_seconds for t in situation.tried))
-        if sum(t.training_seconds for t in situation.tried) >= part:
+        length = length_within(situation, len(ways), SHARE)
+        if length is None:
             return ()
-        length = first_length(len(ways), part, whole_seconds(situation))
         if not situation.tried:
             seen = length * training.epochs * len(train)
             ways = [w for w in ways if (size := w["batch_size"] * w["grow"]) <= training.batch_size or size * LEAST_STEPS <= seen]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import Plan
 from tenfold.train.dropout import drops
-from tenfold.tune import first_length, hindrance, next_round, whole_seconds
+from tenfold.tune import hindrance, length_within, next_round
 
 SHARES = (0.0, 0.5)
 """Of what the model says it drops."""
@@ -28,12 +28,11 @@ class Dropout:
             return Refusal(reason)
         if not drops(situation.fresh()):
             return Refusal("the model has no dropout that could be left out")
-        training, spent = situation.plan.training, sum(t.training_seconds for t in situation.tried)
-        part = SHARE * (situation.budget + spent)
-        if spent >= part:
-            return ()
+        training = situation.plan.training
         ways: list[Config] = [{"dropout": share * training.dropout} for share in SHARES]
-        length = first_length(len(ways), part, whole_seconds(situation))
+        length = length_within(situation, len(ways), SHARE)
+        if length is None:
+            return ()
         return next_round(ways, situation.tried, length=length, whole=training.epochs, margin=situation.margin)
 
     def apply(self, plan: Plan, config: Config) -> Plan:
