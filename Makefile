@@ -16,7 +16,7 @@ run: $(VENV)/.installed
 	$(BIN)/tenfold run digits --budget 3m
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -128,10 +128,9 @@ def test_a_run_that_was_cut_goes_on_to_its_end(whole: Result, tmp_path: Path, cu
 
 def test_a_budget_that_ends_in_the_middle_of_a_training_leaves_the_best_so_far(whole: Result, tmp_path: Path, monkeypatch) -> None:
     """The baseline is in the cache; a student is good after a short training, and its full one is made to outlast the budget."""
-    monkeypatch.setattr(distill, "LEAST_LENGTH", 3.0)
-    monkeypatch.setattr(distill, "SHORT_LENGTH", 3.0)
+    monkeypatch.setattr(distill, "LEAST_EPOCHS", 12.0)
+    monkeypatch.setattr(distill, "MOST_SHORT", 12.0)
     monkeypatch.setattr(distill, "SKELETON_SHARE", 0.0)
-    monkeypatch.setattr(distill, "A_TIER", 1)
     monkeypatch.setattr(distill, "TIERS", ((0.1, float("inf")),))
     monkeypatch.setattr(distill, "MOST_LENGTH", 1e4)
     monkeypatch.setattr(distill, "TRAIN_SHARE", 50.0)

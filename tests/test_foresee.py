@@ -152,6 +152,9 @@ def test_a_small_student_is_promising_before_one_that_is_sure_of_more() -> None:
     assert foresee.promising([dear, middle, worse, small], baseline, 0.005) == [3, 1]
     assert foresee.promising([dataclasses.replace(dear, cost=1.2)], baseline, 0.005) == []
     assert foresee.promising([], baseline, 0.005) == []
+    better = student("e", 0.36, 0.05)
+    assert foresee.promising([small, better, middle], baseline, 0.005) == [1, 2]
+    assert foresee.promising([small, better, middle], baseline, 0.005, keeps=[1.0, 1.5, 1.0]) == [0, 2], "it hardly learns on"
 
 
 def test_what_is_trained_in_full_stands_beside_what_is_sought() -> None:

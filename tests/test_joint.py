@@ -152,7 +152,7 @@ def test_it_does_not_begin_where_a_round_of_short_trainings_would_not_fit(monkey
         search = StubSearch()
         search.left = lambda question: search.asked.append(question) or left - search.budget.later
         search.asked, search.budget = [], SimpleNamespace(later=0.0)
-        trained = SimpleNamespace(stage=Stage.MODEL, training_seconds=training_seconds, whole=False)
+        trained = SimpleNamespace(stage=Stage.MODEL, training_seconds=training_seconds, whole=False, lever="fits", config={})
         search.ladder = SimpleNamespace(candidates=[trained, SimpleNamespace(stage=Stage.COMPRESSION, training_seconds=0.1, whole=False)])
         JointSearch(search=search, levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: []}).run()
         return search

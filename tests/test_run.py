@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from tenfold import device, final, pipeline, search
@@ -250,6 +251,7 @@ def test_where_eager_pytorch_is_the_cheaper_baseline_leaving_it_is_the_first_fac
     assert document["points"][0]["cpu"] == document["gain"]["serve"]
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_where_time_counts_the_threads_of_the_baseline_are_tuned_and_stated(tmp_path: Path, objective: str) -> None:
     document = run(small_workload(), out=tmp_path / "run", budget=300, objective=objective, levers=["runtime"], view="quiet").document
@@ -547,6 +549,13 @@ def test_what_cannot_be_built_alone_does_not_end_the_last_timing(tmp_path: Path,
     assert prod(row["factor"]["value"] for row in rows.values()) == pytest.approx(whole.value)
 
 
+class Greedy(nn.Module):
+    """Takes more memory than there is while it trains."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.empty(1 << 50) if self.training else x
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -559,6 +568,8 @@ def test_what_cannot_be_built_alone_does_not_end_the_last_timing(tmp_path: Path,
         ({"augment": lambda batch, _generator: batch.double()}, "augment makes .* float64 of a batch of .* float32: let it keep shape and dtype"),
         ({"model": lambda: SHARED}, "gives the same object each time"),
         ({"model": normalised, "training": TrainConfig(epochs=1, batch_size=1)}, "batch normalisation needs two examples, give a larger batch_size"),
+        ({"model": lambda: nn.Sequential(Greedy(), *small_net())}, "a batch of 24 in 1 micro-batch does not fit into memory, give a larger accumulate"),
+        ({"training": TrainConfig(epochs=1, batch_size=24, resize=0.5)}, r"does not take smaller images \(mat1 and mat2.*: leave resize out of its training"),
         ({"model": lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, "give the lazy layer its sizes"),
         ({"model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0)), "loss": "binary_cross_entropy"}, "1 outputs, the data 3 classes"),
     ],

@@ -64,7 +64,10 @@ def test_a_step_that_raises_dies_or_hangs_is_told_apart(monkeypatch) -> None:
     assert "did not end" in memory.try_step(lambda _: __import__("time").sleep(60), 1, cpu).reason
 
 
+@pytest.mark.usefixtures("all_cores", "one_thread")
 def test_a_training_step_can_be_tried_after_this_process_has_trained() -> None:
+    torch.set_num_threads(2)
+
     def step(batch: int) -> None:
         net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512))
         net(torch.randn(batch, 64)).square().mean().backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -83,6 +84,11 @@ def test_good_data_goes_into_service_and_the_next_upgrade_begins_there(folder: P
     assert second.document["replaced"] == str(first.folder / "bundle")
     assert [c["against"] for c in second.document["comparisons"]][:2] == [IN_SERVICE, FIRST]
     assert second.document["data"]["notes"] == ["the data of upgrade 1 came as arrays, and is not kept: it is not learned from again"]
+
+    page = second.page.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|<script|url\(", page)
+    assert f"Upgrade {2 if second.document['let_in'] else 1} is in service" in page
+    assert page.count('class="strip"') == len(first.document["comparisons"]) + len(second.document["comparisons"])
 
 
 def test_wrong_labels_do_not_get_through(folder: Path) -> None:

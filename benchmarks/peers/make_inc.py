@@ -11,6 +11,7 @@ baseline, calibration, valid, targets, margin, out = sys.argv[1:7]
 AS_WRITTEN = {
     "aten.conv2d.default": functional.conv2d, "aten.linear.default": functional.linear, "aten.relu.default": functional.relu,
     "aten.max_pool2d.default": functional.max_pool2d, "aten.adaptive_avg_pool2d.default": functional.adaptive_avg_pool2d,
+    "aten.adaptive_max_pool2d.default": functional.adaptive_max_pool2d_with_indices,
     "aten.add.Tensor": operator.add, "aten.mul.Tensor": operator.mul, "aten.flatten.using_ints": torch.flatten,
 }  # fmt: skip
 """What a program that was saved calls, as its model called it: by that the quantizer knows what it may quantize."""

@@ -22,12 +22,15 @@ from tenfold.data.split import Array, Split
 from tenfold.engine import SessionConfig, open_session, run_in_batches, survives
 from tenfold.errors import ExportError, TenfoldError, WorkloadError, first_line
 from tenfold.export import ScaleBytes, Selected, Served, check_batches, export
+from tenfold.memory import is_out_of_memory
 from tenfold.plan import GraphPass, Materials, ModelPass, Plan
 from tenfold.recipe import digest
 from tenfold.store import Step, Store, file_hash
 from tenfold.teaching import learning_key, teacher_of
+from tenfold.train.config import TrainConfig
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import Progress, fit, pick_device, predict
+from tenfold.train.resize import resized, scales_of
 from tenfold.weights import load_weights, save_weights
 from tenfold.workload import Examples, Workload, class_axis, identity, metric_identity
 
@@ -143,6 +146,7 @@ class Builder:
                 )
         assert target is not None
         self._check_augment(inputs)
+        self._check_resize(model, inputs, output)
         try:
             loss = self.workload.loss_function()(output.float(), target)
         except Exception as error:  # the loss may be the user's own
@@ -185,6 +189,20 @@ class Builder:
         if (given.dtype, given.shape) != (inputs[0].dtype, inputs[0].shape):
             was, now = (f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (inputs[0], given))
             raise WorkloadError(f"augment makes {now} of a batch of {was}: let it keep shape and dtype")
+
+    def _check_resize(self, model: Served, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        first = self.workload.training.resize
+        if first == 1.0:
+            return
+        reason = "its first input has no images" if inputs[0].ndim != 4 else None
+        try:
+            with torch.inference_mode():
+                shapes = [] if reason else [model(*resized(inputs, scale)).shape for scale in scales_of(first)]
+            reason = reason or (None if set(shapes) == {output.shape} else "what it gives has another shape for them")
+        except Exception as error:  # the user's model may raise anything
+            reason = first_line(error)
+        if reason:
+            raise WorkloadError(f"the model does not take smaller images ({reason}): leave resize out of its training")
 
     # ------------------------------------------------------------ steps
 
@@ -236,11 +254,10 @@ class Builder:
                         checkpoint=folder / "train.checkpoint", progress=self._progress("training"),
                         seconds_left=self.seconds_left,
                     )  # fmt: skip
-                except (TenfoldError, OSError, MemoryError):
+                except (TenfoldError, OSError):
                     raise
                 except Exception as error:  # the user's model, loss or augmentation may raise anything
-                    hint = ": batch normalisation needs two examples, give a larger batch_size or a smaller accumulate" if OF_ONE in str(error) else ""
-                    raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}{hint}") from error
+                    raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}{_remedy(error, plan.training)}") from error
             save_weights(model, folder / "model.safetensors")
             return facts
 
@@ -258,10 +275,10 @@ class Builder:
             try:
                 model = self._begin(self.structure(plan), plan)
                 facts = last.teach(model, plan.training, self._materials(folder, name))
-            except (TenfoldError, OSError, MemoryError):
+            except (TenfoldError, OSError):
                 raise
             except Exception as error:  # the user's student, teacher or augmentation may raise anything
-                raise WorkloadError(f"{name} raised {type(error).__name__}: {first_line(error)}") from error
+                raise WorkloadError(f"{name} raised {type(error).__name__}: {first_line(error)}{_remedy(error, plan.training)}") from error
             save_weights(model, folder / "model.safetensors")
             return facts
 
@@ -479,6 +496,19 @@ def _answerer(graph: Path, session: SessionConfig, examples: int) -> Callable[[S
             return np.concatenate(list(pool.map(part, [i for i in range(workers) if bounds[i] < bounds[i + 1]])))
 
     return answer
+
+
+def _remedy(error: Exception, training: TrainConfig) -> str:
+    """What helps against an error in the middle of a training, where that is known."""
+    if OF_ONE in str(error):
+        return ": batch normalisation needs two examples, give a larger batch_size or a smaller accumulate"
+    if is_out_of_memory(error):
+        parts = f"{training.accumulate} micro-batch{'es' if training.accumulate > 1 else ''}"
+        return (
+            f": a batch of {training.batch_size * training.grow:,} in {parts} does not fit into memory, give a larger accumulate, "
+            "or name modules in recompute= that are to be computed again"
+        )
+    return ""
 
 
 def _less_one(plan: Plan) -> tuple[Plan, ModelPass]:

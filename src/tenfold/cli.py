@@ -148,7 +148,7 @@ def update_command(
     elif not quiet:
         from tenfold.summary import print_update
 
-        print_update(result.document)
+        print_update(result.document, result.page)
     raise typer.Exit(result.exit_code)
 
 

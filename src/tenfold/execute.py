@@ -25,9 +25,11 @@ from tenfold.memory import OUT_OF_MEMORY, TOO_SLOW, try_step
 from tenfold.plan import Plan
 from tenfold.train.average import renormalise
 from tenfold.train.config import TrainConfig
-from tenfold.train.feed import Feed, stretches_of, tensor_of
+from tenfold.train.distill import axis_of_classes, soft_loss
+from tenfold.train.feed import Feed, tensor_of
 from tenfold.train.loop import Loss, pick_device, stepper
 from tenfold.train.optimizers import Optimizer, make_optimizer
+from tenfold.train.resize import phases_of
 from tenfold.verdict import Interval, cost_ratio, quality_difference
 
 Objective = Literal["serve", "latency", "throughput", "size", "train"]
@@ -36,6 +38,8 @@ STEP_ROUNDS, LEAST_STEP_ROUNDS, STEP_SECONDS = 8, 3, 10.0
 """In which training steps are timed: as many as there is time for, within bounds."""
 LEAST_INPUTS = 2_000
 """Predictions timed where cost depends on the input."""
+LEARNING_STEPS, LEARNING_SECONDS = 4, 1.0
+"""By which it is told how fast a structure learns, at the most: where they take longer together, by two."""
 THREADS_SECONDS = 0.5
 """Timing the baseline with one number of threads."""
 WARM_CALLS = 20
@@ -155,9 +159,9 @@ class Evaluator:
         once = 0.0
         for name, config in trainings.items():
             try:
-                for what, batch in ((w, b) for _, w, b in done[name] if w not in work):
+                for what, batch, scale in ((w, b, s) for _, w, b, s in done[name] if w not in work):
                     model, optimizer, feed = self.begun(config, train, batch)
-                    run = _work_of(what, model, optimizer, feed, self.builder.workload.loss_function(), config)
+                    run = _work_of(what, model, optimizer, feed, self.builder.workload.loss_function(), config, scale)
                     began = time.perf_counter()
                     run()
                     once += time.perf_counter() - began
@@ -166,11 +170,11 @@ class Evaluator:
                 if config == self.baseline.training:  # nothing could be compared with it
                     raise WorkloadError(f"a training step of the baseline raised {type(error).__name__}: {first_line(error)}") from error
                 failed[name] = f"failed: {first_line(error)}"
-        used = {what for name in trainings if name not in failed for _, what, _ in done[name]}
+        used = {what for name in trainings if name not in failed for _, what, *_ in done[name]}
         rounds = max(LEAST_STEP_ROUNDS, min(STEP_ROUNDS, int(STEP_SECONDS / max(once, 1e-6))))
         samples = step_costs({w: run for w, run in work.items() if w in used}, rounds=rounds)
         self.timing_seconds += time.perf_counter() - started
-        return {name: _added([(count, samples[what]) for count, what, _ in done[name]]) for name in trainings if name not in failed}, failed
+        return {name: _added([(count, samples[what]) for count, what, *_ in done[name]]) for name in trainings if name not in failed}, failed
 
     def training_seconds(self) -> float:
         """What training the baseline would take, by a few of its steps on the examples that a student would learn from; 0 where it takes none."""
@@ -181,6 +185,28 @@ class Evaluator:
             return 0.0
         timed = examples.train or examples.valid
         return float(np.median(samples["baseline"].wall)) / 1e9 * len(examples.to_learn_from) / len(timed)
+
+    def epoch_seconds(self, plan: Plan, training: TrainConfig) -> float:
+        """What an epoch takes in which the structure of a plan's last pass learns what is answered on all that can be learned from; by a few steps."""
+        builder, targets = self.builder, self.builder.examples.valid.targets
+        model = builder.structure(plan)
+        started = time.perf_counter()
+        split = builder.examples.to_learn_from
+        split = dataclasses.replace(split, targets=np.zeros(len(split), np.int64))  # what is learned takes no time of its own
+        model, optimizer, feed = self.begun(training, split, training.batch_size, model)
+
+        def loss(outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return soft_loss(outputs, torch.zeros_like(outputs), classes=axis_of_classes(outputs.shape, targets, builder.workload))
+
+        step = stepper(model, optimizer, feed, loss, training, pick_device())
+        try:
+            step()
+            each = [timed(step)]
+            while len(each) < LEARNING_STEPS and (len(each) < 2 or sum(each) < LEARNING_SECONDS):
+                each.append(timed(step))
+        finally:
+            self.timing_seconds += time.perf_counter() - started
+        return min(each) * feed.epoch
 
     def most_at_once(self, examples: int) -> int:
         """So many examples, or half as many, or a quarter, …, that a backward pass of the baseline has memory for; what it has now at the least.
@@ -205,9 +231,9 @@ class Evaluator:
             examples //= 2
         return max(examples, own)
 
-    def begun(self, config: TrainConfig, train: Split, batch: int) -> tuple[nn.Module, Optimizer, Feed]:
-        """What a training begins with; with a rate of zero, so that what is timed does not diverge."""
-        model = self.builder.fresh().to(pick_device()).train()
+    def begun(self, config: TrainConfig, train: Split, batch: int, model: nn.Module | None = None) -> tuple[nn.Module, Optimizer, Feed]:
+        """What a training of the baseline, or of `model`, begins with; with a rate of zero, so that what is timed does not diverge."""
+        model = (model or self.builder.fresh()).to(pick_device()).train()
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, config)
@@ -221,6 +247,13 @@ class Evaluator:
         return ratio_of(baseline, candidate, kind)
 
 
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
 def ratio_of(baseline: Samples, candidate: Samples, kind: Literal["cpu", "wall"]) -> Interval:
     return cost_ratio(baseline.by_input(kind), candidate.by_input(kind))
 
@@ -229,24 +262,26 @@ MEAN, NORMALISED = "mean", "normalised"
 """What a training does beside its steps: adding to the mean of weights, and finding the statistics that go with it."""
 
 
-def _done(config: TrainConfig, examples: int) -> list[tuple[int, str, int]]:
-    """What a training does: how often, by a name that is the same for what takes the same, and with which batch."""
+def _done(config: TrainConfig, examples: int) -> list[tuple[int, str, int, float]]:
+    """What a training does: how often, by a name that is the same for what takes the same, with which batch and scale of images."""
     alike = (config.accumulate, config.optimizer, config.momentum > 0, config.schedule == "free", config.dtype, config.channels_last, config.state, config.recompute, config.dropout)
-    done = [(count, repr((batch, *alike)), batch) for count, batch in stretches_of(config, examples) if count]
+    done = [(count, repr((batch, scale, *alike)), batch, scale) for (batch, scale), count in phases_of(config, examples).items()]
     if config.average:
-        done.append((math.ceil(config.average * sum(count for count, _, _ in done)), MEAN, config.batch_size))
+        done.append((math.ceil(config.average * sum(count for count, *_ in done)), MEAN, config.batch_size, 1.0))
     if config.average or config.schedule == "free":
-        done.append((1, NORMALISED, config.batch_size))
+        done.append((1, NORMALISED, config.batch_size, 1.0))
     return done
 
 
-def _work_of(what: str, model: nn.Module, optimizer: Optimizer, feed: Feed, loss: Loss, config: TrainConfig) -> Callable[[], object]:
+def _work_of(
+    what: str, model: nn.Module, optimizer: Optimizer, feed: Feed, loss: Loss, config: TrainConfig, scale: float
+) -> Callable[[], object]:
     """A function that does it once, as the training loop does."""
     if what == MEAN:
         return partial(AveragedModel(model).update_parameters, model)
     if what == NORMALISED:
         return lambda: renormalise(model.train(), feed, pick_device())
-    return stepper(model, optimizer, feed, loss, config, pick_device())
+    return stepper(model, optimizer, feed, loss, config, pick_device(), scale=scale)
 
 
 def _added(parts: Sequence[tuple[int, Samples]]) -> Samples:

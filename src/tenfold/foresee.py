@@ -163,7 +163,7 @@ def may_compose(situation: Situation, baseline: Part) -> bool:
     return situation.composes and situation.objective == "serve" and situation.workload.classifies and baseline.outputs.ndim == 2
 
 
-def promising(students: Sequence[Part], baseline: Part, margin: float, *, in_full: int = 0) -> list[int]:
+def promising(students: Sequence[Part], baseline: Part, margin: float, *, in_full: int = 0, keeps: Sequence[float] | None = None) -> list[int]:
     """Which of the students with short trainings promise most before the baseline: one, or two, the cheaper first; their places.
 
     What a cascade of one or two students would come to were they trained in full:
@@ -172,8 +172,10 @@ def promising(students: Sequence[Part], baseline: Part, margin: float, *, in_ful
 
     Args:
         in_full: so many of the students, the first ones, are trained in full: one of the others is sought, alone or beside one of these.
+        keeps: of what each hands on after its short training, over `HANDS_ON_LESS`; None: all the same.
     """
-    shares = [least_share(s, baseline, AIM * margin) * (1.0 if i < in_full else HANDS_ON_LESS) for i, s in enumerate(students)]
+    less = [1.0 if i < in_full else min(1.0, HANDS_ON_LESS * (keeps[i] if keeps is not None else 1.0)) for i in range(len(students))]
+    shares = [least_share(s, baseline, AIM * margin) * part for s, part in zip(students, less, strict=True)]
     chains: list[tuple[float, list[int]]] = []
     for i, first in enumerate(students):
         chains.append((first.cost + OVERHEAD + shares[i] * BEHIND, [i]))

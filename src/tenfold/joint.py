@@ -87,8 +87,15 @@ class JointSearch:
         return self._controls()
 
     def _short_training(self) -> float:
-        """Seconds of the shortest that the ladder had; 0 where it had none."""
-        return min((c.training_seconds for c in self.search.ladder.candidates if c.stage is Stage.MODEL and c.training_seconds), default=0.0)
+        """Seconds of the quickest that the ladder had, were it as long as those here; 0 where it had none."""
+        situation, spaces = self._situation(Stage.MODEL), self._spaces[Stage.MODEL]
+        own = {v.name: v.at(situation, {k: choices[0] for k, choices in spaces[v.name].items()}) for v in self.levers[Stage.MODEL] if v.name in spaces}
+
+        def seconds(candidate: Candidate) -> float:
+            here, there = (config.get("epochs") for config in (own.get(candidate.lever, {}), candidate.config))
+            return candidate.training_seconds * (here / there if here and there else 1.0)
+
+        return min((seconds(c) for c in self.search.ladder.candidates if c.stage is Stage.MODEL and c.training_seconds), default=0.0)
 
     # ------------------------------------------------------------ short trainings
 

@@ -18,6 +18,7 @@ from tenfold.data.split import Array
 from tenfold.insights import confidence
 from tenfold.plan import Plan
 from tenfold.recipe import Pull, Recipe
+from tenfold.train.config import TrainConfig
 from tenfold.verdict import Interval, Verdict
 from tenfold.workload import Examples, Workload
 
@@ -92,6 +93,11 @@ def _no_ratios(configs: Sequence[Config], *, compressed: bool = False) -> list[f
     return ["nothing is measured here"] * len(configs)
 
 
+def _no_seconds(configs: Sequence[Config], trainings: Sequence[TrainConfig]) -> list[float | str]:
+    del trainings
+    return [1.0] * len(configs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Situation:
     """What a lever knows when it is asked for configs."""
@@ -125,6 +131,10 @@ class Situation:
     skeleton_ratios: Callable[..., Sequence[float | str]] = _no_ratios
     """(configs of this lever, compressed=False) to how many times cheaper than the baseline their structures measure, untrained; or, in
     words, why one cannot be built. `compressed`: each as it is or by the first guess of the levers of compression, whichever is cheaper."""
+    epoch_seconds: Callable[[Sequence[Config], Sequence[TrainConfig]], Sequence[float | str]] = _no_seconds
+    """(configs of this lever, how each trains) to what an epoch of its training takes, by a few steps of its structure; or, in words, why it cannot."""
+    answers_kept: bool = True
+    """Whether what a teacher answers is stored, so that views that come again need not be answered again."""
     most_at_once: Callable[[int], int] = int
     """Examples to how many of them, or half as many, or a quarter, …, a backward pass of the baseline has memory for."""
     parts: Callable[[], Sequence[Part]] = tuple

@@ -43,6 +43,11 @@ def try_step(step: Callable[[int], object], batch: int, device: torch.device) ->
     return _on_gpu(step, batch, device) if device.type == "cuda" else _forked(step, batch, int(SHARE * free_memory()))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator said so; PyTorch's on a CPU has no type of error for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
 def free_memory() -> int:
     """Bytes that this process may still take: what the kernel says is available, or less where its control group may take less."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
@@ -81,10 +86,8 @@ def _limited(step: Callable[[int], object], batch: int, most: int, answer: Conne
     try:
         step(batch)
         said = str(max(0, _status("VmHWM") - resident))
-    except MemoryError:
-        said = OUT_OF_MEMORY
     except Exception as error:  # the user's model may raise anything
-        said = OUT_OF_MEMORY if "allocate memory" in str(error) else f"{type(error).__name__}: {first_line(error)}"
+        said = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
     answer.send_bytes(said.encode())
 
 
@@ -102,10 +105,9 @@ def _on_gpu(step: Callable[[int], object], batch: int, device: torch.device) -> 
     try:
         step(batch)
         return Fit(batch=batch, bytes=torch.cuda.max_memory_allocated(device) - before, reason=None)
-    except torch.cuda.OutOfMemoryError:
-        return Fit(batch=batch, bytes=None, reason=OUT_OF_MEMORY)
     except Exception as error:  # the user's model may raise anything
-        return Fit(batch=batch, bytes=None, reason=f"{type(error).__name__}: {first_line(error)}")
+        reason = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+        return Fit(batch=batch, bytes=None, reason=reason)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
         torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from typing import Any
 
 from tenfold.candidate import Candidate, Entrant, Ladder, Rung, judged, parts_front, row_of
 from tenfold.engine import open_session
-from tenfold.errors import BudgetEndedError, TenfoldError
+from tenfold.errors import BudgetEndedError, TenfoldError, first_line
 from tenfold.execute import EAGER, Evaluator, Objective, as_json, from_json
 from tenfold.joint import JointSearch, searched
 from tenfold.ledger import Ledger
@@ -22,6 +22,8 @@ from tenfold.measure import Samples
 from tenfold.plan import Plan
 from tenfold.progress import View
 from tenfold.recipe import Recipe, digest
+from tenfold.teaching import keeps_answers
+from tenfold.train.config import TrainConfig
 from tenfold.verdict import Decision, Interval, Verdict, choose, exact_ratio
 
 SCREEN_ABOVE = 3
@@ -36,6 +38,9 @@ LATER_TRIALS = 4
 and sure comes first."""
 SIZED_TOGETHER, SIZING_MOST = 8, 0.3
 """Untrained structures that are open at once to be timed; and the share of the budget left after which no more of them are."""
+LEARNING_SHARE = 0.05
+"""Of the budget left, after which no more structures are timed at learning."""
+NOT_TIMED = {"epoch": "the budget did not allow to time it", "seconds": 0.0}
 NOT_SIZED = {"ratio": "the budget did not allow to measure it", "seconds": 0.0}
 FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
 """Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
@@ -226,13 +231,17 @@ class Search:
 
     def _propose(self, lever: Lever, stage: Stage, now: Rung, turn: int, tried: Sequence[Candidate]) -> list[Config] | Refusal:
         def ask() -> Any:
-            answer = lever.propose(replace(self.situation(stage, now, tried), skeleton_ratios=partial(self.skeleton_ratios, lever, now)))
+            answer = lever.propose(self._asked(lever, stage, now, tried))
             return {"refusal": answer.reason} if isinstance(answer, Refusal) else {"configs": list(answer)}
 
         if self.settings.quick and stage in (Stage.TRAIN, Stage.MODEL):
             return Refusal("--quick pulls post-training levers only")
         answer = self.ledger.remember(f"propose:{self._key(stage, lever, now, turn)}", ask)
         return Refusal(answer["refusal"]) if "refusal" in answer else answer["configs"]
+
+    def _asked(self, lever: Lever, stage: Stage, now: Rung, tried: Sequence[Candidate]) -> Situation:
+        ratios, seconds = partial(self.skeleton_ratios, lever, now), partial(self.epoch_seconds, lever, now)
+        return replace(self.situation(stage, now, tried), skeleton_ratios=ratios, epoch_seconds=seconds)
 
     def situation(self, stage: Stage, now: Rung, tried: Sequence[Candidate]) -> Situation:
         builder = self.evaluator.builder
@@ -248,7 +257,7 @@ class Search:
                     training_seconds=c.training_seconds, answering_seconds=c.answering_seconds,
                 ) for c in tried
             ),
-            most_at_once=lambda examples: self.ledger.remember(f"memory:{examples}", lambda: self.evaluator.most_at_once(examples)),
+            answers_kept=keeps_answers(builder), most_at_once=lambda examples: self.ledger.remember(f"memory:{examples}", lambda: self.evaluator.most_at_once(examples)),
             parts=partial(self._parts, tried), composes=bool(self._levers(Stage.COMPOSE)) and self.compose_seconds is not None,
         )  # fmt: skip
 
@@ -449,6 +458,30 @@ class Search:
             for key, value in found.items():
                 self.ledger.append(key, value)
         return [self.ledger[k]["ratio"] for k in keys]
+
+    def epoch_seconds(self, lever: Lever, now: Rung, configs: Sequence[Config], trainings: Sequence[TrainConfig]) -> list[float | str]:
+        """What an epoch of each config's training takes, by a few steps of its structure, or why it cannot be trained; each is measured once, and recorded."""
+
+        def measure(config: Config, training: TrainConfig) -> dict[str, Any]:
+            before = self.evaluator.timing_seconds
+            try:
+                found: float | str = self.evaluator.epoch_seconds(lever.apply(now.plan, config), training)
+            except OSError:
+                raise
+            except Exception as error:  # the user's student or augmentation may raise anything
+                if isinstance(error.__cause__, OSError):  # a full disk
+                    raise
+                found = first_line(error)
+            return {"epoch": found, "seconds": self.evaluator.timing_seconds - before}
+
+        out = []
+        until = (1 - LEARNING_SHARE) * min(self.budget.left, A_DAY)
+        for i, (config, training) in enumerate(zip(configs, trainings, strict=True)):
+            self.view.note(f"{lever.name}: timing how students learn", i / len(configs))
+            key = f"cost:learning:{digest([lever.name, now.recipe.id, config, training.to_json()])[:16]}"
+            late = i > 0 and self.budget.left < until
+            out.append(self.ledger.remember(key, (lambda: NOT_TIMED) if late else partial(measure, config, training))["epoch"])
+        return out
 
     def _size(self, lever: Lever, now: Rung, configs: Mapping[str, Config], *, compressed: bool) -> dict[str, Any]:
         """Time structures together (or weigh them, where size is the objective), each in all its forms: for each the best `ratio`, or why it

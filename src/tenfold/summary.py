@@ -72,7 +72,7 @@ def print_study(document: dict[str, Any], folder: Path) -> None:
     console.print(f"page  {(folder / 'batch.html').resolve().as_uri()}", soft_wrap=True)
 
 
-def print_update(document: dict[str, Any]) -> None:
+def print_update(document: dict[str, Any], page: Path) -> None:
     """Whether an upgrade went into service, and why."""
     from rich.console import Console
     from rich.markup import escape
@@ -87,6 +87,7 @@ def print_update(document: dict[str, Any]) -> None:
     if (cost := document["cost_ratio"]) is not None:
         console.print(f"it answers at {cost['value']:.2f}× ({cost['low']:.2f} to {cost['high']:.2f}) of the speed of what it replaces")
     console.print(f"in service  {document['in_service']}", soft_wrap=True)
+    console.print(f"page        {page.resolve().as_uri()}", soft_wrap=True)
 
 
 def headline(result: dict[str, Any]) -> str:

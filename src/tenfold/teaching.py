@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -87,11 +88,13 @@ def teacher_of(builder: Builder, *, seeds: Sequence[int], batch_size: int, mixup
         answers: Array = np.load(step.path / "answers.npy", allow_pickle=False)
         return answers
 
-    first, _ = next(feed.parts(0, pick_device(), count=accumulate))
-    one = run(tuple(x[:2] for x in first))
-    small = feed.epoch * feed.batch * one[0].numel() * 4 <= STORED_BYTES
-    teacher = Teacher(feed, run, stored if small else None, spent)
+    teacher = Teacher(feed, run, stored if keeps_answers(builder) else None, spent)
     return teacher
+
+
+def keeps_answers(builder: Builder) -> bool:
+    """Whether a teacher's answers on all that is learned from are few enough to be stored."""
+    return builder.examples.can_teach and len(builder.examples.to_learn_from) * math.prod(builder.answer_shape) * 4 <= STORED_BYTES
 
 
 def baseline_of(builder: Builder, seed: int = 0) -> Plan:

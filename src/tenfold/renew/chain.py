@@ -2,6 +2,7 @@
 
     RUN/updates/1/             result.json, bundle and weights (where it was let in), ledger.jsonl
     RUN/updates/2/             …
+    RUN/updates/upgrades.html  all of them on one page
     RUN/updates/planned.json   over how many of them the error is spent
     RUN/updates/<hash>.jsonl   those that were judged with the test split of that hash: each has had its share
 """

@@ -22,7 +22,7 @@ def shortened(training: TrainConfig) -> TrainConfig:
     """For weights that are not new."""
     epochs = min(training.epochs, max(1.0, training.epochs * LENGTH))
     limit = None if training.max_seconds is None else training.max_seconds * LENGTH
-    return dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE, max_seconds=limit)
+    return dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE, max_seconds=limit, resize=1.0)
 
 
 def replayed(training: TrainConfig, pulls: Sequence[Pull], session: SessionConfig, seed: int) -> Plan:

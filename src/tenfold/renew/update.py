@@ -15,7 +15,7 @@ from typing import Any
 from tenfold import __version__, device, insights
 from tenfold.build import Builder, place_of, trainings_of
 from tenfold.bundle import Bundle, write_bundle
-from tenfold.certify import record_opening
+from tenfold.certify import opened_by, record_opening
 from tenfold.data.split import Array, Split, joined
 from tenfold.engine import GraphError, open_session
 from tenfold.errors import DivergedError, ExportError, TenfoldError, WorkloadError
@@ -28,6 +28,7 @@ from tenfold.recipe import digest
 from tenfold.renew.arrivals import FRESH, Arrivals, arrivals
 from tenfold.renew.chain import SCHEMA, Chain
 from tenfold.renew.guard import Comparison, judged, least_examples, level_of
+from tenfold.renew.page import write_page
 from tenfold.renew.replay import RATE, replayed
 from tenfold.runs import check_same
 from tenfold.store import Store, cache_dir, file_hash, unwritable, write_atomic
@@ -39,6 +40,8 @@ MIX = 3
 """Old examples to a new one, in what is learned from: so that what was known is not forgotten."""
 TIMED_SECONDS = 3.0
 """Timing the upgrade and the model in service, each."""
+PAGE = "upgrades.html"
+"""In the folder of all upgrades."""
 FIRST, IN_SERVICE = "the model certified first", "the model in service"
 VALID, OLD, NEW = "valid", "old test", "new"
 
@@ -55,6 +58,11 @@ class Update:
         """0: let into service; 3: not."""
         code: int = self.document["exit_code"]
         return code
+
+    @property
+    def page(self) -> Path:
+        """Of all upgrades of the run."""
+        return self.folder.parent / PAGE
 
     @property
     def bundle(self) -> Bundle:
@@ -276,7 +284,9 @@ def _carry_out(up: Upgrade, path: Path | None, view: View) -> Update:
         write_bundle(up.folder / "bundle", up.graph, up.old.valid.take(slice(0, 256)).inputs, facts)
         keep_weights(up.folder / "weights", [up.builder.shaped(p).path / "model.safetensors" for p in trainings_of(up.plan)])
     try:
-        write_atomic(up.folder / "result.json", json.dumps(document, indent=1, allow_nan=False))
+        spent = len(opened_by(up.chain.updates, up.old.test.identity))
+        write_page([*up.chain.upgrades, document], up.chain.updates / PAGE, judged=spent)
+        write_atomic(up.folder / "result.json", json.dumps(document, indent=1, allow_nan=False))  # last: an upgrade that has it has ended
     except OSError as error:
         raise unwritable(up.folder, error) from error
     return Update(document=document, folder=up.folder)

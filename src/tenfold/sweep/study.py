@@ -130,7 +130,7 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
 
     samples = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
     wall, cpu = _means(samples, "wall"), _means(samples, "cpu")
-    own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro), grow=1)
+    own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro), grow=1, resize=1.0)
     training, shortened = _affordable(own, wall.at(base), len(train), REFERENCE_SHARE * budget)
     if shortened is not None:
         view.say(shortened)

@@ -54,6 +54,8 @@ class TrainConfig:
     """Names of modules that keep nothing for the backward pass but their inputs, and compute the rest again: less memory for more time."""
     dropout: float = 1.0
     """Share of the rates of dropout that the model says."""
+    resize: float = 1.0
+    """Sides of images at the start over their own, to which they grow (`train.resize`); of the first input."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "learning_rate"):
@@ -73,6 +75,8 @@ class TrainConfig:
             raise WorkloadError("training: without momentum there is nothing that a schedule-free optimizer could average: use 0.9")
         if not 0 <= self.dropout <= 1:
             raise WorkloadError(f"training: dropout is {self.dropout}: it is a share of the model's own rates, from 0 to 1")
+        if not 0 < self.resize <= 1:
+            raise WorkloadError(f"training: resize is {self.resize}: images begin at a share of their size, above 0 and up to 1")
         if not isinstance(self.grow, int) or self.grow < 1 or self.grow & (self.grow - 1):
             raise WorkloadError(f"training: grow is {self.grow}: it must be a power of two")
         if self.state not in ("float32", "bfloat16"):
@@ -88,7 +92,7 @@ class TrainConfig:
         return {f.name: facts[f.name] for f in dataclasses.fields(self) if f.name not in _LATER or facts[f.name] != f.default}
 
 
-_LATER = ("schedule", "second_beta", "average", "grow", "state", "recompute", "dropout")
+_LATER = ("schedule", "second_beta", "average", "grow", "state", "recompute", "dropout", "resize")
 """Fields that are new since trainings were first kept."""
 
 

@@ -40,7 +40,7 @@ def learn_from_teacher(
     """
     assert materials.teacher is not None
     teacher = materials.teacher(seeds=range(teachers), batch_size=training.batch_size, mixup=mixup, accumulate=training.accumulate)
-    training = dataclasses.replace(training, grow=1)
+    training = dataclasses.replace(training, grow=1, resize=1.0)
     steps = math.ceil(training.epochs * len(teacher.feed.split) / teacher.feed.batch)
     teacher.prepare(steps, progress=materials.progress, seconds_left=materials.seconds_left)
     workload, targets = materials.workload, materials.examples.valid.targets

@@ -24,6 +24,7 @@ from tenfold.train.dropout import dropping
 from tenfold.train.feed import Augment, Feed, batch_of, in_channels_last, stretches_of
 from tenfold.train.optimizers import Optimizer, make_optimizer, set_rate
 from tenfold.train.recompute import recomputing
+from tenfold.train.resize import resized, scale_at
 from tenfold.train.teacher import Teacher
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -108,7 +109,7 @@ def fit(
             keep()
             raise BudgetEndedError(f"the budget ended at {step / steps:.0%} of its training")
         optimizer.zero_grad(set_to_none=True)
-        total = add_gradients(model, feed, step, loss_of, config, device, teacher=teacher)
+        total = add_gradients(model, feed, step, loss_of, config, device, teacher=teacher, scale=scale_at(config.resize, share))
         if not math.isfinite(total):
             rows = feed.rows(step)
             epoch = feed.seen(step) // len(split)
@@ -149,21 +150,23 @@ def fit(
 
 def add_gradients(
     model: nn.Module, feed: Feed, step: int, loss_of: Loss, config: TrainConfig, device: torch.device,
-    *, teacher: Teacher | None = None, after: Callable[[int], object] | None = None,
+    *, teacher: Teacher | None = None, after: Callable[[int], object] | None = None, scale: float = 1.0,
 ) -> float:
     """Backward passes of a step, which add up the gradient of the mean loss over its batch; that loss.
 
     Args:
         after: called after each micro-batch with its size.
+        scale: of images, over their size, as the model sees them; a teacher sees them as they are.
     """
     batch, first, total = feed.batch_at(step), 0, 0.0
     for inputs, given in feed.parts(step, device, count=config.accumulate):
         target = given if teacher is None else teacher.answers(step, first, inputs)
         assert target is not None
         first += len(target)
+        seen = resized(inputs, scale)
         with recomputing(model, config.recompute), dropping(model, config.dropout):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                output = model(*(in_channels_last(inputs) if config.channels_last else inputs))
+                output = model(*(in_channels_last(seen) if config.channels_last else seen))
             loss = loss_of(output.float(), target) * (len(target) / batch)
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
@@ -173,14 +176,14 @@ def add_gradients(
 
 
 def stepper(
-    model: nn.Module, optimizer: Optimizer, feed: Feed, loss_of: Loss, config: TrainConfig, device: torch.device
+    model: nn.Module, optimizer: Optimizer, feed: Feed, loss_of: Loss, config: TrainConfig, device: torch.device, *, scale: float = 1.0
 ) -> Callable[[], float]:
-    """A function that takes the next step of a training, as `fit` does it, and gives its loss."""
+    """A function that takes the next step of a training, as `fit` does it on images of that scale, and gives its loss."""
     at = count()
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = add_gradients(model, feed, next(at), loss_of, config, device)
+        loss = add_gradients(model, feed, next(at), loss_of, config, device, scale=scale)
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from torch import nn
 from tenfold import foresee
 from tenfold.export import Served
 from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
-from tenfold.levers.distill import families
+from tenfold.levers.distill import families, law
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
 from tenfold.train.config import TrainConfig
@@ -24,18 +24,23 @@ from tenfold.train.teacher import VIEWS, epochs_within
 TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, float("inf")))
 """Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
 may answer the easy inputs of a cascade."""
-A_TIER = 2
-"""Students of a tier that are tried in a short training: those with most capacity for their cost."""
-SCREEN_SHARE = 0.3
-"""Of the budget, for short trainings: those of the cheapest students come first."""
+A_TIER = 1
+"""Students of a tier that are tried in a short training of those that are expected to be worth most (`law`), and as many of those that are expected to be
+best, whatever they cost."""
+TIMED = 3
+"""Of each kind, that are timed at learning."""
+SCREEN_SHARE, ANSWER_SHARE = 0.15, 0.15
+"""Of the budget, for short trainings, all of one time: those of the cheapest students come first; and for what their teacher answers beforehand."""
+LEAST_EPOCHS, MOST_SHORT = 0.5, 8.0
+"""Epochs of a short training, at the least, and at the most unless the baseline trains very long."""
 WITHIN_REACH = 3.0
 """Margins by which a student may be worse after a short training, and yet be trained in full to stand alone."""
 TRAIN_SHARE = 0.5
 """Of the budget that is left after the short trainings: for those in full."""
 SHORT_SHARE = 1 / 15
-"""Of the whole budget, for one training of the baseline as short as those of students are."""
+"""Of the whole budget, for one training of the baseline as short as those of the joint search are."""
 LEAST_LENGTH, SHORT_LENGTH, MOST_LENGTH = 1 / 8, 1 / 3, 10.0
-"""Of the shortest and the longest short training, and of the longest of all, in trainings of the baseline."""
+"""Of the shortest and the longest short training of the joint search, and of the longest of all, in trainings of the baseline."""
 FORMS = 2
 """In which a structure is sized: as it is, and compressed."""
 LEAST_STRUCTURES, SKELETON_SHARE = 3, 0.05
@@ -95,7 +100,7 @@ class Distill:
         return config | {"learning_rate": config["learning_rate"] * point["rate"], "mixup": point["mixup"]}
 
     def longer(self, config: Config, times: float) -> Config:
-        return config | {"epochs": max(1.0, float(round(config["epochs"] * times)))}
+        return config | {"epochs": max(min(1.0, config["epochs"]), float(round(config["epochs"] * times)))}
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = DistillConfig(**config)
@@ -111,10 +116,15 @@ def _student(model: nn.Module, materials: Materials, spec: dict[str, Any]) -> nn
 
 
 def _teach(model: nn.Module, training: TrainConfig, materials: Materials, config: DistillConfig) -> dict[str, Any]:
-    how = families.training_of(config.student, training)
-    rate = config.learning_rate * materials.rate
-    how = dataclasses.replace(how, epochs=config.epochs, learning_rate=rate, dtype=config.dtype, max_seconds=None)
+    how = _training(dataclasses.asdict(config), training)
+    how = dataclasses.replace(how, learning_rate=how.learning_rate * materials.rate)
     return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
+
+
+def _training(config: Config, training: TrainConfig) -> TrainConfig:
+    """How a student of a config is trained, where the baseline is as in `training`."""
+    how = families.training_of(config["student"], training)
+    return dataclasses.replace(how, epochs=config["epochs"], learning_rate=config["learning_rate"], dtype=config["dtype"], max_seconds=None, grow=1, resize=1.0)
 
 
 def _short(situation: Situation) -> Sequence[Config] | Refusal:
@@ -124,9 +134,9 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
     if situation.sizable() < LEAST_STRUCTURES * FORMS:
         return Refusal("the budget left is too small to look for a student")
-    answering = min(_short_epochs(situation), VIEWS) * situation.epoch_answered  # once, for all of them
-    if answering > SCREEN_SHARE * situation.budget:
-        return Refusal(f"the teacher would take {answering:,.0f} s to answer for a short training, too long for this budget: give a faster one, or a larger --budget")
+    a_view = _answering(situation)
+    if a_view > ANSWER_SHARE * situation.budget:
+        return Refusal(f"the teacher would take {a_view:,.0f} s to answer on what is learned from, too long for this budget: give a faster one, or a larger --budget")
     specs = families.lighter(specs, situation)
     if not specs:
         return Refusal("every student of the families for these inputs would have very many more weights than the model: give student=, which builds the model at a share of its width")
@@ -136,22 +146,62 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
     if not cheaper:
         return dearest(ratios, TIERS[0][0])
-    capacities = families.capacities([c["student"] for c, _ in cheaper], situation)
-    able = [(capacity * ratio, ratio, config) for capacity, (config, ratio) in zip(capacities, cheaper, strict=True)]
+    chosen = _worth_trying(cheaper, situation)
+    if isinstance(chosen, Refusal):
+        return chosen
+    share, most = SCREEN_SHARE * situation.budget, _most_short(situation, a_view)
     out: list[Config] = []
-    expected = answering
-    for low, high in reversed(TIERS):
-        for _, ratio, config in sorted((a for a in able if low <= a[1] < high), key=lambda a: -a[0])[:A_TIER]:
-            expected += _short_length(situation) * situation.learning_seconds / ratio**0.5  # training gets cheaper by less than serving does
-            if not out or expected <= SCREEN_SHARE * situation.budget:
-                out.append(config)
-    return out
+    expected = 0.0
+    for config, an_epoch in chosen:
+        epochs = min(max(share / len(chosen) / an_epoch, LEAST_EPOCHS), most)
+        if expected + epochs * an_epoch <= (1 + 1e-9) * share:
+            expected += epochs * an_epoch
+            out.append(config | {"epochs": _rounded(epochs)})
+    if out:
+        return out
+    config, an_epoch = min(chosen, key=lambda c: c[1])
+    epochs = min(LEAST_EPOCHS, most)
+    if epochs * an_epoch > (SCREEN_SHARE + TRAIN_SHARE) * situation.budget:
+        return Refusal("the budget left is too small for the training of a student")
+    return [config | {"epochs": _rounded(epochs)}]
+
+
+def _answering(situation: Situation) -> float:
+    """Seconds that the teacher takes to answer on an epoch, beforehand or while it is learned from."""
+    own = ANSWERING * max(situation.teachers, 1) * situation.learning_seconds / situation.plan.training.epochs
+    return situation.epoch_answered or own
+
+
+def _most_short(situation: Situation, a_view: float) -> float:
+    """Epochs of a short training at the most: of a long one for the baseline it may be longer, of a short one shorter; and what it sees has to be answered."""
+    most = min(max(MOST_SHORT, _short_epochs(situation)), MOST_LENGTH / 2 * situation.plan.training.epochs)
+    views = ANSWER_SHARE * situation.budget / a_view if a_view and situation.answers_kept else VIEWS
+    return most if views >= VIEWS else min(most, float(int(views)))
+
+
+def _worth_trying(cheaper: Sequence[tuple[Config, float]], situation: Situation) -> list[tuple[Config, float]] | Refusal:
+    """Of each tier, from the cheapest on, the student that is expected to be worth most and the one that is expected to be best, with the seconds of an epoch."""
+    sizes = families.sizes([c["student"] for c, _ in cheaper], situation)
+
+    def first(places: Sequence[int], count: int, seconds: Mapping[int, float]) -> list[int]:
+        worth, best = (sorted(places, key=lambda i: law.rank(*sizes[i], cheaper[i][1] if weighed else 1.0, seconds[i])) for weighed in (True, False))
+        return list(dict.fromkeys([*worth[:count], *[i for i in best if i not in worth[:count]][:count]]))
+
+    tiers = [[i for i, (_, ratio) in enumerate(cheaper) if low <= ratio < high] for low, high in reversed(TIERS)]
+    tiers = [first(tier, TIMED, dict.fromkeys(tier, 1.0)) for tier in tiers]
+    timed = [i for tier in tiers for i in tier]
+    trainings = [_training(cheaper[i][0], situation.plan.training) for i in timed]
+    found = situation.epoch_seconds([cheaper[i][0] for i in timed], trainings)
+    more = 0.0 if situation.answers_kept else _answering(situation)
+    seconds = {i: each + more for i, each in zip(timed, found, strict=True) if isinstance(each, float)}
+    if not seconds:
+        return Refusal(f"no smaller structure can be trained: {next(str(f) for f in found)}")
+    return [(cheaper[i][0], seconds[i]) for tier in tiers for i in first([i for i in tier if i in seconds], A_TIER, seconds)]
 
 
 def _in_full(situation: Situation) -> Sequence[Config]:
     """The most promising, for as long as the budget allows."""
-    short = _short_epochs(situation)
-    if any(t.config["epochs"] != short for t in situation.tried):
+    if len({canonical(t.config["student"]) for t in situation.tried}) < len(situation.tried):  # those were trained in full
         return []
     able = [t for t in situation.tried if t.gain is not None and t.verdict.quality is not None]
     best = _best_before_others(able, situation)
@@ -161,12 +211,13 @@ def _in_full(situation: Situation) -> Sequence[Config]:
         return []
     budget = situation.budget * TRAIN_SHARE
     answering = max(t.answering_seconds for t in best) / len(best)  # those who are trained share the answers
-    weights = [max(t.training_seconds, 1e-6) ** 0.5 for t in best]
+    answered = math.ceil(max((t.config["epochs"] for t in situation.tried if t.training_seconds), default=0.0))
+    weights = [max(t.training_seconds / t.config["epochs"], 1e-6) ** 0.5 for t in best]
     out = []
     for tried, weight in zip(best, weights, strict=True):
-        an_epoch, seconds = max(tried.training_seconds / short, 1e-6), budget * weight / sum(weights)
-        epochs = min(MOST_LENGTH * situation.plan.training.epochs, epochs_within(seconds, an_epoch, answering, answered=short))
-        if epochs >= 2 * short:
+        an_epoch, seconds = max(tried.training_seconds / tried.config["epochs"], 1e-6), budget * weight / sum(weights)
+        epochs = min(MOST_LENGTH * situation.plan.training.epochs, epochs_within(seconds, an_epoch, answering, answered=answered))
+        if epochs >= 2 * tried.config["epochs"]:
             out.append(tried.config | {"epochs": float(round(epochs))})
     return out
 
@@ -176,11 +227,12 @@ def _best_before_others(tried: Sequence[Tried], situation: Situation) -> list[Tr
     parts = situation.parts()
     if not parts or not foresee.may_compose(situation, parts[0]):
         return []
-    ratios = situation.skeleton_ratios([t.config for t in tried], compressed=True)
+    ratios = situation.skeleton_ratios([t.config | {"epochs": _short_epochs(situation)} for t in tried], compressed=True)  # as they were sized
     by_config = {canonical(p.recipe.pulls[-1].config): p for p in parts if p.recipe.pulls}
     measured = [(t, by_config[key], r) for t, r in zip(tried, ratios, strict=True) if (key := canonical(t.config)) in by_config]
     students = [replace(part, cost=min(part.cost, parts[0].cost / ratio)) if isinstance(ratio, float) else part for _, part, ratio in measured]
-    return [measured[i][0] for i in foresee.promising(students, parts[0], situation.margin)]
+    keeps = law.keeps([weights for weights, _ in families.sizes([t.config["student"] for t, _, _ in measured], situation)])
+    return [measured[i][0] for i in foresee.promising(students, parts[0], situation.margin, keeps=keeps)]
 
 
 def _may_come_to_stand_alone(tried: Tried, margin: float) -> bool:
@@ -215,6 +267,10 @@ def _promise(tried: Tried, margin: float) -> float:
     cheaper = WORTH_OF_HALF_THE_COST * math.log2(max(tried.gain.value, 1e-6))
     slower = WORTH_OF_HALF_THE_TRAINING * math.log2(max(tried.training_seconds, 1e-6))
     return tried.verdict.quality.value + margin * (cheaper - slower)
+
+
+def _rounded(epochs: float) -> float:
+    return float(f"{epochs:.2g}")
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:

@@ -110,15 +110,6 @@ def lighter(specs: Sequence[Spec], situation: Situation) -> list[Spec]:
     return [s for s in able if s not in dearer] or able
 
 
-def capacities(specs: Sequence[Spec], situation: Situation) -> list[float]:
-    """Geometric mean of each student's weights and products: of two at one cost, the one with more learns more.
-
-    Weights alone would favour nets that see little detail, products alone those that know little.
-    """
-    # a recurrent layer's products are not counted
-    return [math.sqrt(weights * max(weights, products)) for weights, products in sizes(specs, situation)]
-
-
 def sizes(specs: Sequence[Spec], situation: Situation) -> list[tuple[int, int]]:
     """Each student's weights, and its products a prediction. Of what is built here nothing is allocated: it may be too large for that."""
     with torch.random.fork_rng():

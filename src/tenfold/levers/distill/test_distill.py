@@ -13,12 +13,13 @@ from tenfold import teaching
 from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import BudgetEndedError, WorkloadError
-from tenfold.execute import plain_session
+from tenfold.execute import Evaluator, plain_session
 from tenfold.export import Served, as_seen_by_model
-from tenfold.lever import Config, Refusal, Stage, discover
+from tenfold.lever import Config, Refusal, Situation, Stage, discover
 from tenfold.levers import distill
-from tenfold.levers.distill import families
+from tenfold.levers.distill import families, law
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
+from tenfold.pipeline import run
 from tenfold.plan import Plan
 from tenfold.store import Store
 from tenfold.teaching import check_teacher, compare_teacher, learning_key, teacher_of
@@ -68,18 +69,44 @@ class TestDistill(LeverContract):
         assert isinstance(answer, Refusal)
         assert "student(0.5) raised KeyError" in answer.reason
 
-    def test_tries_those_with_most_capacity_for_their_cost(self, lever, small_builder: Builder, plan: Plan) -> None:
-        """Where all cost the same: the largest."""
+    def test_tries_those_that_are_expected_to_be_worth_most(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """Where all cost the same: those that err least by the law; and where one of these learns slowly, the next instead."""
         situation = self.situation(
             small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [3.0] * len(configs), seconds_left=36_000.0
         )
-        tried = [c["student"] for c in lever.propose(situation)]
         specs = families.lighter(families.space(situation), situation)
-        capacity = dict(zip(map(str, specs), families.capacities(specs, situation), strict=True))
-        assert {str(s) for s in tried} == set(sorted(capacity, key=lambda s: -capacity[s])[:2])
+        ranks = {str(s): law.rank(*size, 3.0, 1.0) for s, size in zip(specs, families.sizes(specs, situation), strict=True)}
+        first, second, third, *_ = sorted(ranks, key=lambda s: ranks[s])
+        assert [str(c["student"]) for c in lever.propose(situation)] == [first, second]
+
+        def slow(configs: Sequence[Config], trainings: Sequence[TrainConfig]) -> list[float | str]:
+            assert all(t.channels_last and t.optimizer == "sgd" for t in trainings)
+            return [{first: 1e9, second: "it cannot be trained"}.get(str(c["student"]), 1.0) for c in configs]
+
+        found = [str(c["student"]) for c in lever.propose(dataclasses.replace(situation, epoch_seconds=slow))]
+        assert found[0] == third
+        assert first not in found
+        assert second not in found
+        dead = dataclasses.replace(situation, epoch_seconds=lambda configs, _: ["it cannot be trained"] * len(configs))
+        assert isinstance(lever.propose(dead), Refusal)
+
+    def test_larger_students_are_expected_to_keep_less_of_their_loss(self) -> None:
+        small, middle, large = law.keeps([5_000, 50_000, 500_000])
+        assert small > middle > large
+        assert middle == pytest.approx(1.0)
+        assert small == pytest.approx(10**0.27)
+        assert law.keeps([]) == []
+
+    def test_the_law_prefers_what_looks_closer_learns_faster_or_is_cheaper(self) -> None:
+        rank = law.rank(10_000, 1_000_000, 8.0, 10.0)
+        assert law.rank(10_000, 2_000_000, 8.0, 10.0) < rank
+        assert law.rank(20_000, 1_000_000, 8.0, 10.0) > rank
+        assert law.rank(10_000, 1_000_000, 16.0, 10.0) < rank
+        assert law.rank(10_000, 1_000_000, 8.0, 5.0) < rank
+        assert law.rank(10_000, 0, 8.0, 10.0) == law.rank(10_000, 10_000, 8.0, 10.0)
 
     def test_where_time_is_short_the_cheapest_are_tried_alone(self, lever, small_builder: Builder, plan: Plan) -> None:
-        """Those at 12× are expected to train for 72 s each, those at 3× for 144, where 180 are allowed."""
+        """Half an epoch takes 40 seconds, where 90 are allowed; what does not fit shuts out nothing that comes after it."""
         ratios = (3.0, 12.0)
         asked: list[Config] = []
 
@@ -88,12 +115,22 @@ class TestDistill(LeverContract):
             asked.extend(configs)
             return [ratios[i % 2] for i in range(len(configs))]
 
-        situation = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=sized, training_seconds=2_000.0)
-        tried = lever.propose(situation)
-        assert [ratios[asked.index(c) % 2] for c in tried] == [12.0, 12.0]
-        roomy = dataclasses.replace(situation, seconds_left=36_000.0)
-        asked.clear()
-        assert [ratios[asked.index(c) % 2] for c in lever.propose(roomy)] == [12.0, 12.0, 3.0, 3.0]
+        situation = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=sized, epoch_seconds=lambda configs, _: [80.0] * len(configs))
+
+        def tried(situation: Situation) -> list[float]:
+            asked.clear()
+            found = lever.propose(situation)
+            students = [c["student"] for c in asked]
+            return [ratios[students.index(c["student"]) % 2] for c in found]
+
+        assert tried(situation) == [12.0, 12.0]
+        slow = iter([500.0] * 6 + [5.0] * 6)
+        assert tried(dataclasses.replace(situation, epoch_seconds=lambda configs, _: [next(slow) for _ in configs])) == [3.0, 3.0]
+        assert tried(dataclasses.replace(situation, epoch_seconds=lambda configs, _: [500.0] * len(configs))) == [12.0], "one, where none fits"
+        hopeless = lever.propose(dataclasses.replace(situation, epoch_seconds=lambda configs, _: [5_000.0] * len(configs)))
+        assert isinstance(hopeless, Refusal)
+        assert "too small for the training of a student" in hopeless.reason
+        assert tried(dataclasses.replace(situation, seconds_left=36_000.0)) == [12.0, 12.0, 3.0, 3.0]
 
     def test_a_budget_that_cannot_size_three_students_is_too_small(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Three in two forms take 7.5 seconds, a fifth of 37.5."""
@@ -115,12 +152,51 @@ class TestDistill(LeverContract):
         assert {c["dtype"] for c in lever.propose(situation)} == {"bfloat16" if able else "float32"}
         assert families.dtype({"family": "own"}, situation) == "float32"
 
-    @pytest.mark.parametrize(("budget", "epochs"), [(0.0, 3.0), (600.0, 3.0), (3_600.0, 6.0), (36_000.0, 8.0)])
+    @pytest.mark.parametrize(("budget", "epochs"), [(60.0, [0.5]), (600.0, [4.5, 4.5]), (36_000.0, [8.0, 8.0])])
     def test_short_trainings_see_more_where_the_budget_is_large(self, lever, small_builder: Builder, plan: Plan, budget, epochs) -> None:
+        """Two of them have 15 % of it: 4.5 seconds do for half an epoch of one."""
+        situation = self.situation(
+            small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [3.0] * len(configs),
+            epoch_seconds=lambda configs, _: [10.0] * len(configs), seconds_left=budget,
+        )  # fmt: skip
+        assert [c["epochs"] for c in lever.propose(situation)] == epochs
+
+    @pytest.mark.parametrize(("whole", "epochs"), [(1.0, 5.0), (3.0, 8.0), (100.0, 33.0)])
+    def test_short_trainings_are_short_beside_the_longest(self, lever, small_builder: Builder, plan: Plan, whole, epochs) -> None:
+        """Ten times as long as the baseline's; a third of a baseline's that trains very long."""
+        situation = self.situation(
+            small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [3.0] * len(configs), seconds_left=36_000.0, whole_budget=36_000.0,
+        )  # fmt: skip
+        situation = dataclasses.replace(situation, plan=dataclasses.replace(plan, training=dataclasses.replace(plan.training, epochs=whole)))
+        short = lever.propose(situation)
+        assert {c["epochs"] for c in short} == {epochs}
+        assert 2 * epochs <= distill.MOST_LENGTH * whole
+
+    def test_what_the_teacher_has_to_answer_bounds_them(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """15 % of 600 seconds do for two views of 40; where answers are not stored, each epoch has to be answered beside."""
+        same = {"skeleton_ratios": lambda configs, **_: [3.0] * len(configs)}
+        situation = self.situation(small_builder, plan, Stage.MODEL, epoch_answered=40.0, **same)
+        assert [c["epochs"] for c in lever.propose(situation)] == [2.0, 2.0]
+        beside = dataclasses.replace(situation, answers_kept=False, epoch_answered=14.0)
+        assert [c["epochs"] for c in lever.propose(beside)] == [3.0, 3.0], "of 15 seconds"
+
+    def test_short_trainings_take_one_time(self, lever, small_builder: Builder, plan: Plan) -> None:
+        """30 seconds each of three, of which one would learn for longer than is worth it."""
+        seconds = iter((5.0, 20.0, 2.0))
+        situation = self.situation(
+            small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [(3.0, 6.0, 10.0)[i] if i < 3 else 1.0 for i in range(len(configs))],
+            epoch_seconds=lambda configs, _: [next(seconds) for _ in configs],
+        )  # fmt: skip
+        assert [c["epochs"] for c in lever.propose(situation)] == [6.0, 1.5, 8.0]
+
+    @pytest.mark.parametrize(("budget", "epochs"), [(0.0, 3.0), (600.0, 3.0), (3_600.0, 6.0), (36_000.0, 8.0)])
+    def test_those_of_the_joint_search_too(self, lever, small_builder: Builder, plan: Plan, budget, epochs) -> None:
         """A training of 24 epochs in 960 seconds: a 15th of the budget pays for none, one, six or sixty of them."""
         long = dataclasses.replace(plan, training=dataclasses.replace(plan.training, epochs=24.0))
-        situation = self.situation(small_builder, plan, Stage.MODEL, training_seconds=960.0, whole_budget=budget, seconds_left=36_000.0)
-        assert {c["epochs"] for c in lever.propose(dataclasses.replace(situation, plan=long))} == {epochs}
+        situation = self.situation(small_builder, plan, Stage.MODEL, training_seconds=960.0, whole_budget=budget)
+        situation = dataclasses.replace(situation, plan=long)
+        point = {name: choices[0] for name, choices in lever.space(situation).items()}
+        assert lever.at(situation, point)["epochs"] == epochs
 
     def test_leaves_out_what_computes_more_than_the_model(self, small_builder: Builder, plan: Plan) -> None:
         situation = self.situation(small_builder, plan, Stage.MODEL)
@@ -133,11 +209,11 @@ class TestDistill(LeverContract):
         tiny = Served(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3)), None)
         assert families.lighter(specs, dataclasses.replace(situation, fresh=lambda: tiny)) == specs
 
-    def test_capacity_is_the_geometric_mean_of_weights_and_products(self, small_builder: Builder, plan: Plan) -> None:
+    def test_a_student_is_sized_by_its_weights_and_products(self, small_builder: Builder, plan: Plan) -> None:
         spec = {"family": "image", "width": 8, "depth": 0, "stem": "conv", "operator": "dense", "smallest": 8, "growth": 2.0}
         weights = 9 * 8 + 2 * 8 + 8 * 3 + 3  # a convolution, its normalisation, the last layer
         products = 64 * 9 * 8 + 8 * 3
-        assert families.capacities([spec], self.situation(small_builder, plan, Stage.MODEL)) == pytest.approx([(weights * products) ** 0.5])
+        assert families.sizes([spec], self.situation(small_builder, plan, Stage.MODEL)) == [(weights, products)]
 
     def test_trains_in_full_only_the_best_of_each_tier(self, lever, small_builder: Builder, plan: Plan) -> None:
         from tenfold.lever import Tried
@@ -160,6 +236,7 @@ class TestDistill(LeverContract):
         from tenfold.verdict import Decision, Interval, Verdict
 
         (short, *_) = lever.propose(self.situation(small_builder, plan, Stage.MODEL))
+        short = short | {"epochs": 2.0}
         verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=0.0, low=-0.01, high=0.01))
         tried = Tried(config=short, verdict=verdict, gain=Interval(value=2.2, low=2.1, high=2.3), training_seconds=2.0 * short["epochs"], answering_seconds=a_view)
         answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, tried=(tried,), seconds_left=100.0))
@@ -208,7 +285,7 @@ class TestDistill(LeverContract):
         right, wrong = np.eye(3, dtype=np.float32)[targets], np.eye(3, dtype=np.float32)[(targets + 1) % 3]
         answers = [np.where((np.arange(len(targets)) % every == 0)[:, None], sure * wrong, 9 * right) for every, sure in ((10, 20), (20, 1), (10, 2))]
         root = Recipe(workload="w", seed=0)
-        configs = [config(epochs=1.0, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
+        configs = [config(epochs=1.0, learning_rate=0.1 * i, student=STUDENT | {"width": 8 * i}) for i in (1, 2, 3)]
         parts = [Part(recipe=root, outputs=9 * right, scores=np.ones(len(targets)), cost=1.0)]
         parts += [
             Part(recipe=root.then("distill", c), outputs=a, scores=(a.argmax(1) == targets).astype(float), cost=cost)
@@ -217,9 +294,9 @@ class TestDistill(LeverContract):
         verdict = Verdict(decision=Decision.REFUSE, reason="", quality=Interval(value=-0.4, low=-0.42, high=-0.38))
         tried = tuple(Tried(config=c, verdict=verdict, gain=Interval(value=6.0, low=5.9, high=6.1), training_seconds=1.0) for c in configs)
         situation = self.situation(small_builder, plan, Stage.MODEL, tried=tried, parts=lambda: parts)
-        assert [c["learning_rate"] for c in lever.propose(situation)] == [0.3, 0.2]
+        assert [c["student"]["width"] for c in lever.propose(situation)] == [24, 16]
         alone = dataclasses.replace(situation, composes=False)
-        assert [c["learning_rate"] for c in lever.propose(alone)] == [0.1]  # the first of equals
+        assert [c["student"]["width"] for c in lever.propose(alone)] == [8]  # the first of equals
 
 
 def test_a_student_comes_to_answer_as_its_teacher_does(small_builder: Builder) -> None:
@@ -277,6 +354,33 @@ def test_a_student_that_raises_while_it_is_taught_fails_in_one_sentence(tmp_path
     builder = builder_of(dataclasses.replace(small_workload(), student=lambda _share: FailsInTraining()), tmp_path)
     with pytest.raises(WorkloadError, match="distill raised IndexError: no such thing"):
         builder.shaped(plan_of(builder, student={"family": "own", "share": 0.5}))
+
+
+def test_how_fast_a_structure_learns_is_told_without_training_it(small_builder: Builder, tmp_path: Path) -> None:
+    evaluator = Evaluator(small_builder, Plan(training=small_builder.workload.training, session=plain_session()), "serve")
+    training = TrainConfig(batch_size=1_000, optimizer="sgd", learning_rate=1e9, channels_last=True)  # more than there are
+    before = evaluator.timing_seconds
+    assert 0 < evaluator.epoch_seconds(plan_of(small_builder), training) < 60
+    assert evaluator.timing_seconds > before
+    small = small_workload()
+    no_labels = dataclasses.replace(small, train=None, unlabelled=blobs(60).inputs, pretrained=tmp_path / "net.safetensors")
+    save_file(small.model().state_dict(), tmp_path / "net.safetensors")
+    builder = builder_of(no_labels, tmp_path)
+    assert 0 < Evaluator(builder, Plan(training=small.training, session=plain_session()), "serve").epoch_seconds(plan_of(builder), training) < 60
+
+
+def test_students_that_cannot_be_trained_are_left_out_of_a_run(tmp_path: Path) -> None:
+    vectors = {name: Split(inputs=(split.inputs[0].reshape(len(split), 1, 64),), targets=split.targets) for name, split in (("train", blobs(240)), ("valid", blobs(150, seed=1)), ("test", blobs(150, seed=2)))}
+    workload = dataclasses.replace(
+        small_workload(), model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2_000), nn.ReLU(), nn.Linear(2_000, 3)), student=lambda _share: FailsInTraining(), **vectors
+    )  # fmt: skip
+    document = run(workload, out=tmp_path / "run", budget=120, levers=["distill"], view="quiet").document
+    (row,) = (r for r in document["ladder"] if r["lever"] == "distill")
+    assert row["reason"] == "no smaller structure can be trained: no such thing"
+    lines = (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()
+    timed = [line for line in lines if '"key":"cost:learning:' in line]
+    assert timed
+    assert len(timed) == len({line.partition('"value"')[0].partition(" ")[2] for line in timed}), "each once"
 
 
 def test_a_student_of_numbers_learns_what_the_teacher_answers(tmp_path: Path) -> None:

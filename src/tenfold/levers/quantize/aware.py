@@ -86,7 +86,7 @@ def quantization_aware(
     try:
         return fit(
             model, materials.examples.split("train"), materials.workload.loss_function(),
-            dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=seconds),
+            dataclasses.replace(training, epochs=epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=seconds, resize=1.0),
             seed=materials.seed + 1, augment=materials.workload.augment,
             checkpoint=materials.folder / "aware.checkpoint", progress=materials.progress,
             seconds_left=materials.seconds_left,
