@@ -30,7 +30,7 @@ from tenfold.teaching import learning_key, teacher_of
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import Progress, fit, pick_device, predict
-from tenfold.train.resize import resized, scales_of
+from tenfold.train.resize import why_not_smaller
 from tenfold.weights import load_weights, save_weights
 from tenfold.workload import Examples, Workload, class_axis, identity, metric_identity
 
@@ -146,7 +146,8 @@ class Builder:
                 )
         assert target is not None
         self._check_augment(inputs)
-        self._check_resize(model, inputs, output)
+        if (first := self.workload.training.resize) < 1 and (reason := why_not_smaller(model, inputs, first)) is not None:
+            raise WorkloadError(f"the model does not take smaller images ({reason}): leave resize out of its training")
         try:
             loss = self.workload.loss_function()(output.float(), target)
         except Exception as error:  # the loss may be the user's own
@@ -189,20 +190,6 @@ class Builder:
         if (given.dtype, given.shape) != (inputs[0].dtype, inputs[0].shape):
             was, now = (f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (inputs[0], given))
             raise WorkloadError(f"augment makes {now} of a batch of {was}: let it keep shape and dtype")
-
-    def _check_resize(self, model: Served, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        first = self.workload.training.resize
-        if first == 1.0:
-            return
-        reason = "its first input has no images" if inputs[0].ndim != 4 else None
-        try:
-            with torch.inference_mode():
-                shapes = [] if reason else [model(*resized(inputs, scale)).shape for scale in scales_of(first)]
-            reason = reason or (None if set(shapes) == {output.shape} else "what it gives has another shape for them")
-        except Exception as error:  # the user's model may raise anything
-            reason = first_line(error)
-        if reason:
-            raise WorkloadError(f"the model does not take smaller images ({reason}): leave resize out of its training")
 
     # ------------------------------------------------------------ steps
 

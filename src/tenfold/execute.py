@@ -162,9 +162,7 @@ class Evaluator:
                 for what, batch, scale in ((w, b, s) for _, w, b, s in done[name] if w not in work):
                     model, optimizer, feed = self.begun(config, train, batch)
                     run = _work_of(what, model, optimizer, feed, self.builder.workload.loss_function(), config, scale)
-                    began = time.perf_counter()
-                    run()
-                    once += time.perf_counter() - began
+                    once += timed(run)
                     work[what] = run
             except Exception as error:  # the user's model may not take the layout or precision
                 if config == self.baseline.training:  # nothing could be compared with it

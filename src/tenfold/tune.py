@@ -59,6 +59,14 @@ def length_within(situation: Situation, ways: int, share: float) -> float | None
     return None if spent >= part else first_length(ways, part, whole_seconds(situation))
 
 
+def rounds(situation: Situation, ways: Sequence[Config], share: float) -> Sequence[Config]:
+    """The next round of a lever that tries these ways in a share of the budget; none once that is spent, or a way is good enough."""
+    length = length_within(situation, len(ways), share)
+    if length is None:
+        return ()
+    return next_round(ways, situation.tried, length=length, whole=situation.plan.training.epochs, margin=situation.margin)
+
+
 def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float, whole: float, margin: float) -> list[Config]:
     """Configs to try next; none where a way is good enough, or none is left to make longer.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
+from tenfold.errors import first_line
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import stretches_of
 
@@ -34,6 +36,18 @@ def resized(inputs: tuple[Tensor, ...], scale: float) -> tuple[Tensor, ...]:
     size = [max(1, round(scale * side)) for side in images.shape[-2:]]
     small = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
     return (small if images.is_floating_point() else small.round()).to(images.dtype), *inputs[1:]
+
+
+def why_not_smaller(model: nn.Module, inputs: tuple[Tensor, ...], first: float) -> str | None:
+    """Why a model cannot learn from images that begin at `first`; None where it can: it answers on each scale in the shape in which it answers on its own."""
+    if inputs[0].ndim != 4:
+        return "its first input has no images"
+    try:
+        with torch.inference_mode():
+            answers = [model(*resized(inputs, scale)).shape for scale in scales_of(first)]
+    except Exception as error:  # the user's model may raise anything
+        return first_line(error)
+    return None if len(set(answers)) == 1 else "what it answers has another shape for them, and would not fit the targets"
 
 
 def phases_of(config: TrainConfig, examples: int) -> Counter[tuple[int, float]]:

@@ -124,7 +124,7 @@ def _teach(model: nn.Module, training: TrainConfig, materials: Materials, config
 def _training(config: Config, training: TrainConfig) -> TrainConfig:
     """How a student of a config is trained, where the baseline is as in `training`."""
     how = families.training_of(config["student"], training)
-    return dataclasses.replace(how, epochs=config["epochs"], learning_rate=config["learning_rate"], dtype=config["dtype"], max_seconds=None, grow=1, resize=1.0)
+    return dataclasses.replace(how, epochs=config["epochs"], learning_rate=config["learning_rate"], dtype=config["dtype"], max_seconds=None)
 
 
 def _short(situation: Situation) -> Sequence[Config] | Refusal:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import Plan
 from tenfold.train.dropout import drops
-from tenfold.tune import hindrance, length_within, next_round
+from tenfold.tune import hindrance, rounds
 
 SHARES = (0.0, 0.5)
 """Of what the model says it drops."""
@@ -30,10 +30,7 @@ class Dropout:
             return Refusal("the model has no dropout that could be left out")
         training = situation.plan.training
         ways: list[Config] = [{"dropout": share * training.dropout} for share in SHARES]
-        length = length_within(situation, len(ways), SHARE)
-        if length is None:
-            return ()
-        return next_round(ways, situation.tried, length=length, whole=training.epochs, margin=situation.margin)
+        return rounds(situation, ways, SHARE)
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         return dataclasses.replace(plan, training=dataclasses.replace(plan.training, **config))

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tenfold.errors import first_line
 from tenfold.lever import Config, Refusal, Situation, Stage
 from tenfold.plan import Plan
 from tenfold.train.feed import batch_of
-from tenfold.train.resize import resized, scales_of
-from tenfold.tune import hindrance, length_within, next_round
+from tenfold.train.resize import why_not_smaller
+from tenfold.tune import hindrance, rounds
 
 SCALES = (0.5, 0.75)
 """Of the sides of an image, that are begun with."""
@@ -37,10 +36,7 @@ class Resize:
         ways: list[Config] = [{"resize": scale} for scale in SCALES if scale < training.resize]
         if not ways:
             return Refusal("images begin as small already")
-        length = length_within(situation, len(ways), SHARE)
-        if length is None:
-            return ()
-        return next_round(ways, situation.tried, length=length, whole=training.epochs, margin=situation.margin)
+        return rounds(situation, ways, SHARE)
 
     def apply(self, plan: Plan, config: Config) -> Plan:
         return dataclasses.replace(plan, training=dataclasses.replace(plan.training, **config))
@@ -48,20 +44,14 @@ class Resize:
 
 def _why_not(situation: Situation) -> str | None:
     """Why the model cannot learn from smaller images; None where it can."""
-    examples, cpu = situation.examples.valid, torch.device("cpu")
+    examples = situation.examples.valid
     shape, dtype = examples.inputs[0].shape[1:], examples.inputs[0].dtype
     if len(shape) != 3 or min(shape[1:]) < LEAST_SIDE or (dtype.kind != "f" and dtype != np.uint8):
         return f"the first input has no images (channels, height, width) of {LEAST_SIDE} pixels a side or more, of bytes or floats"
-    inputs, _ = batch_of(examples, slice(0, 2), cpu)
+    inputs, _ = batch_of(examples, slice(0, 2), torch.device("cpu"))
     model = situation.fresh().cpu().eval()
-    try:
-        with torch.inference_mode():
-            answers = [model(*resized(inputs, scale)) for first in SCALES for scale in scales_of(first)]
-    except Exception as error:  # the user's model may raise anything
-        return f"the model does not take smaller images ({first_line(error)})"
-    if any(a.shape != answers[-1].shape for a in answers):
-        return "what the model answers is smaller for smaller images, and would not fit the targets"
-    return None
+    reasons = (why_not_smaller(model, inputs, scale) for scale in SCALES)
+    return next((f"the model does not take smaller images ({reason})" for reason in reasons if reason is not None), None)
 
 
 lever = Resize()
