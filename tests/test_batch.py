@@ -81,7 +81,6 @@ def test_a_gradient_over_all_examples_has_the_noise_that_these_have() -> None:
             meter.step()
     found, of_any = (m.noise_scale() for m in meters)
     assert found.value == pytest.approx(truth, rel=0.06)
-    assert found.low <= truth <= found.high
     assert 1 / of_any.value == pytest.approx(1 / truth - 1 / 64, rel=0.05)
 
 
