@@ -191,7 +191,7 @@ _RESULT: dict[str, Any] = {
         "kept": 98_304.0,
     },
     "tuned": [
-        {"lever": "optimizer", "kind": "adamw", "tried": 8, "seconds": 41.5, "best": {"label": "optimizer(adamw, linear, 0.002 learning rate, 6 epochs)", "gain": interval(1.92, 1.88, 1.97)}},
+        {"lever": "optimizer", "kind": "adamw", "tried": 8, "seconds": 41.5, "best": {"label": "optimizer(adamw, linear, 0.002 learning rate, 6 epochs)", "gain": interval(1.92, 1.88, 1.97), "quality_difference": interval(-0.0012, -0.0051, 0.0027)}},
         {"lever": "optimizer", "kind": "muon", "tried": 7, "seconds": 43.2, "best": None},
     ],
     "training_memory": {

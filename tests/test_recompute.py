@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tenfold.build import Builder
 from tenfold.data.split import Split
+from tenfold.errors import WorkloadError
 from tenfold.execute import Evaluator, plain_session
 from tenfold.plan import Plan
 from tenfold.savings import savings, savings_of
@@ -115,8 +116,16 @@ def test_those_that_free_most_for_their_cost_come_first() -> None:
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
-    with pytest.raises(AttributeError, match="nowhere"), recomputing(Deep(), ["nowhere"]):
-        pass
+    for name, message in (("nowhere", "none of the model's modules is named 'nowhere'"), ("inner", "8 of the model's modules are named 'inner'"), ("", "are named ''")):
+        with pytest.raises(WorkloadError, match=message), recomputing(Deep(), [name]):
+            pass
+
+
+def test_a_name_within_a_model_that_is_wrapped_is_known() -> None:
+    wrapped = nn.Sequential(Deep())
+    with recomputing(wrapped, ["blocks.3"]):
+        assert "forward" in vars(wrapped[0].blocks[3])
+    assert "forward" not in vars(wrapped[0].blocks[3])
 
 
 # ---------------------------------------------------------------- what it saves

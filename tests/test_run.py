@@ -6,14 +6,17 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +26,7 @@ from torch import nn
 
 from tenfold import device, final, pipeline, search
 from tenfold.bundle import Bundle, write_bundle
-from tenfold.certify import Standing, front, order_candidates, record_opening
+from tenfold.certify import Standing, chain, front, order_candidates, record_opening, safety
 from tenfold.data.split import Split
 from tenfold.engine import GraphError
 from tenfold.errors import TenfoldError
@@ -484,7 +487,26 @@ def test_what_hardly_differs_is_safer_than_what_looks_better_and_varies() -> Non
     tight = Standing(recipe="integers", quality=Interval(value=0.0, low=-0.0015, high=0.0015), gain=exact_ratio(3.7, 1.0))
     wide = Standing(recipe="cascade", quality=Interval(value=0.002, low=-0.0037, high=0.0078), gain=exact_ratio(5.7, 1.0))
     assert [s.recipe for s in order_candidates([wide, tight], margin=0.005, n=3_000, tested=10_000)] == ["integers", "cascade"]
-    assert [s.recipe for s in front([wide, tight], 5)] == ["cascade"], "by quality alone"
+    assert [s.recipe for s in front([wide, tight])] == ["cascade"], "by quality alone"
+
+
+def test_of_many_those_are_tried_that_are_worth_most_together() -> None:
+    """Each is either certified with what is surer, or with it what is cheaper fails: what is expected of every choice is counted out here."""
+    def standing(name: str, quality: float, gain: float) -> Standing:
+        return Standing(recipe=name, quality=Interval(value=quality, low=quality - 0.003, high=quality + 0.003), gain=exact_ratio(gain, 1.0))
+
+    crowded = [standing("a", 0.001, 1.55), *(standing(f"b{i}", 0.0 - i / 10_000, 3.6 + i / 20) for i in range(6)), standing("c", -0.002, 5.0), standing("d", -0.003, 5.6)]
+    found = [s.recipe for s in chain(crowded, 5, 0.005, n=5_000, tested=10_000)]
+    assert (found[0], found[-2:]) == ("a", ["c", "d"]), "the safest, and what is cheaper by much, not another of those that are alike"
+    chance = {s.recipe: NormalDist().cdf(safety(0.005, 5_000, 10_000)(s)) for s in crowded}
+    gain = {s.recipe: s.gain.value for s in crowded}
+
+    def expected(names: Sequence[str]) -> float:
+        return sum(chance[n] * math.log(gain[n] / (gain[before] if before else 1.0)) for before, n in itertools.pairwise(["", *names]))
+
+    every = [("a", *more) for k in range(5) for more in itertools.combinations([s.recipe for s in crowded[1:]], k)]
+    assert expected(found) == pytest.approx(max(map(expected, every)))
+    assert chain([], 5, 0.005, n=5_000, tested=10_000) == []
 
 
 def test_openings_are_counted_by_run(tmp_path: Path) -> None:

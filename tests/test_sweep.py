@@ -16,18 +16,24 @@ import torch
 from torch import nn
 
 from tenfold import memory
+from tenfold.batch.calibrate import Point
 from tenfold.batch.predict import StepTime
 from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import Evaluator, plain_session
+from tenfold.memory_limit import free_memory, limit_bytes
 from tenfold.plan import Plan
+from tenfold.progress import make_view
 from tenfold.store import Store
-from tenfold.sweep.conclude import _able
+from tenfold.sweep.branches import Branch
+from tenfold.sweep.conclude import _able, best_rates, conclude, rate_exponent
 from tenfold.sweep.paths import paths
-from tenfold.sweep.study import study, to_branch
+from tenfold.sweep.reference import divided
+from tenfold.sweep.study import _fits, study, to_branch
+from tenfold.sweep.target import aimed
 from tenfold.sweep.times import candidates
-from tenfold.testing import small_workload
+from tenfold.testing import blobs, small_workload
 from tenfold.train.config import parts_of
 from tenfold.train.feed import Feed
 from tenfold.workload import Workload, load
@@ -96,7 +102,29 @@ def test_a_backward_pass_has_as_many_examples_as_fit(tmp_path, monkeypatch) -> N
 
 
 def test_free_memory_is_what_a_machine_may_have() -> None:
-    assert 0 < memory.free_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory() <= limit_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/slice/job", "slice", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/elsewhere", ".", ("memory.max", "memory.current", "inactive_file")),  # in a container its own is at the root
+        ("4:cpu,memory:/slice/job", "memory/slice", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_control_groups_above_limit_memory_too_and_caches_of_files_are_free(tmp_path, monkeypatch, line, folder, names) -> None:
+    monkeypatch.setattr("tenfold.memory_limit.PROC", tmp_path / "proc")
+    monkeypatch.setattr("tenfold.memory_limit.GROUPS", tmp_path / "groups")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"7:pids:/\n{line}\n")
+    (tmp_path / "groups" / folder / "job").mkdir(parents=True)
+    limit, taken, cache = names
+    for place, most in ((folder, "1000000"), (f"{folder}/job", "max")):
+        (tmp_path / "groups" / place / limit).write_text(f"{most}\n")
+        (tmp_path / "groups" / place / taken).write_text("700000\n")
+        (tmp_path / "groups" / place / "memory.stat").write_text(f"anon 100000\n{cache} 500000\n")
+    assert (limit_bytes(), free_memory()) == (1_000_000, 800_000)
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [1]), (2, [1, 2]), (24, [1, 2, 4, 8, 16, 24]), (64, [1, 2, 4, 8, 16, 32, 64])])
@@ -145,11 +173,97 @@ class AtLeastTwo(nn.Module):
         return self.net(x.flatten(1))
 
 
-def test_a_model_without_paths_or_memory_for_them_has_no_picture(tmp_path, monkeypatch) -> None:
+def test_paths_are_drawn_as_far_as_time_memory_and_the_model_let_them(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tenfold.sweep.paths.SNAPSHOTS", 3)
-    assert paths(builder_of(small_workload(), tmp_path), seconds=60.0, most=32) is None
-    assert paths(builder_of(changed(model=AtLeastTwo), tmp_path), seconds=60.0) is None
-    assert paths(builder_of(small_workload(), tmp_path), seconds=60.0) is not None
+    builder = builder_of(small_workload(), tmp_path)
+    whole, less = paths(builder, seconds=60.0), paths(builder, seconds=60.0, most=32)
+    assert (whole["examples"], len(whole["x"]), less["examples"], len(less["x"])) == (240, 21, 32, 11)
+    assert list(whole["paths"]) == ["full batch", "batches of 16", "one by one"]
+    assert not whole["left_out"]
+    assert "too long" in paths(builder, seconds=0.0)["reason"]
+    one_less = paths(builder_of(changed(model=AtLeastTwo), tmp_path), seconds=60.0)
+    assert list(one_less["paths"]) == ["full batch", "batches of 16"]
+    assert one_less["left_out"] == {"one by one": "one too few"}
+    monkeypatch.setattr("tenfold.sweep.paths.MOST_BYTES", 1)
+    assert "weights along three paths" in paths(builder, seconds=60.0)["reason"]
+
+
+@pytest.mark.parametrize(("target", "rate", "reached"), [(0.9, 3e-3, True), (0.5, 1e-5, False)])
+def test_the_reference_is_as_long_as_the_loss_that_is_asked_for_takes(tmp_path, target: float, rate: float, reached: bool) -> None:
+    known: dict[str, float] = {}
+
+    def remember(key: str, work) -> float:
+        known[key] = work()
+        return known[key]
+
+    training = dataclasses.replace(small_workload().training, learning_rate=rate)
+    found = aimed(builder_of(changed(training=training), tmp_path), training, target, most=120, remember=remember)
+    by_steps = {int(key.partition(":")[2]): loss for key, loss in known.items()}
+    assert found.reached is reached
+    assert found.loss == (target if reached else min(by_steps.values()))
+    if reached:
+        assert by_steps[found.trained.meta["steps"]] <= target
+        assert found.steps <= found.trained.meta["steps"]
+        assert any(loss > target for loss in by_steps.values()) or min(by_steps) <= 2
+    else:
+        assert sorted(by_steps) == [30, 60, 120]
+        assert by_steps[found.steps] == found.loss
+
+
+def test_a_batch_that_was_branched_gets_the_rate_that_it_was_best_with() -> None:
+    def branch(batch: int, rate: float, loss: float, checkpoint: int = 1) -> Branch:
+        return Branch(checkpoint=checkpoint, repeat=0, batch=batch, steps=10, multiple=1.0, learning_rate=rate, loss=loss)
+
+    training = dataclasses.replace(small_workload().training, optimizer="sgd", batch_size=32, learning_rate=0.1)
+    branches = [branch(32, 0.1, 0.5), branch(32, 0.2, 0.6), branch(512, 0.16, 0.7), branch(512, 0.32, 0.5), branch(512, 0.08, 0.4, 2), branch(512, 1.0, math.nan, 2)]
+    points = [Point(checkpoint=c, noise=20.0, batch=b, steps=s) for c in (1, 2) for b, s in ((32, 100), (512, 10))]
+    noises = [{"value": 20.0, "low": 10.0, "high": 40.0}] * 4
+    time = StepTime(sizes=(32, 512), seconds=(1.0, 1.1))
+    found = conclude(base=32, steps=100, training=training, sizes=(32, 512), wall=time, cpu=time, noises=noises, points=points, branches=branches)
+    assert found["recommended"]["time"]["best"] == 512
+    assert found["recommended"]["time"]["learning_rate"] == pytest.approx(math.sqrt(0.32 * 0.08))
+    assert best_rates(branches) == pytest.approx({32: 0.1, 512: math.sqrt(0.32 * 0.08)})
+    assert rate_exponent(branches) is None, "two sizes are no law"
+
+
+def test_the_error_of_noise_where_nothing_branched_is_in_the_interval() -> None:
+    training = dataclasses.replace(small_workload().training, batch_size=32)
+    points = [Point(checkpoint=c, noise=20.0, batch=b, steps=100 * (1 + 40 / b) / (1 + 40 / 32)) for c in (1, 2) for b in (8, 32, 128)]
+    time = StepTime(sizes=(8, 32, 128), seconds=(1.0, 1.0, 1.1))
+
+    def critical(low: float | None, high: float | None) -> dict[str, float | None]:
+        noises = [{"value": 20.0, "low": low, "high": high} for _ in range(4)]
+        found = conclude(base=32, steps=100, training=training, sizes=(8, 32, 128), wall=time, cpu=time, noises=noises, points=points, branches=[])
+        return found["critical"]
+
+    sure, unsure, open_ended = critical(20.0, 20.0), critical(5.0, 80.0), critical(0.0, None)
+    assert sure["value"] == unsure["value"] == pytest.approx(40, rel=0.03)
+    assert open_ended["low"] < unsure["low"] < sure["low"] <= sure["high"] < unsure["high"] < open_ended["high"]
+
+
+class Exploding(nn.Module):
+    """Has no finite gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.flatten(1)) * (torch.inf if torch.is_grad_enabled() and len(x) != 24 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("examples", "most", "expected"), [(60_000, 4096, (8, 32)), (60_000, 1, (8, 1)), (240, 240, (8, 30)), (12, 12, (6, 2)), (3, 3, (3, 1)), (2, 2, (2, 1))]
+)
+def test_a_step_that_measures_noise_has_parts_of_two_examples_where_it_can(examples: int, most: int, expected: tuple[int, int]) -> None:
+    assert divided(examples, most) == expected
+
+
+def test_noise_that_cannot_be_measured_is_marked_and_the_sweep_goes_on(tmp_path) -> None:
+    found = study(changed(model=Exploding), budget=30.0, out=tmp_path / "out", view="quiet").document
+    assert all("no gradient was finite" in n["reason"] for n in found["noise"])
+    assert found["points"] == []
+    assert not found["checked"]
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +313,17 @@ def changed(**changes) -> Workload:
     return dataclasses.replace(small_workload(), **changes)
 
 
+def of_values(split: Split) -> Split:
+    """The same images, with three values each to be told instead of a class."""
+    return Split(inputs=split.inputs, targets=np.eye(3, dtype=np.float32)[split.targets])
+
+
 @pytest.mark.parametrize(
     ("workload", "budget", "message"),
     [
         (changed(loss=summed), 60.0, "it is a sum over the batch"),
+        (changed(loss="mse", metric="squared_error", train=of_values(blobs(1)), valid=of_values(blobs(30)), test=of_values(blobs(30))), 60.0, "one example"),
+        (changed(train=blobs(1)), 60.0, "one class only"),
         (changed(), 0.0, "budget is 0"),
         (changed(), math.nan, "budget is nan"),
         (changed(train=None), 60.0, "train"),
@@ -245,6 +366,12 @@ def test_a_batch_larger_than_the_data_is_all_of_it(tmp_path) -> None:
     found = study(changed(training=training), budget=30.0, out=tmp_path / "out", view="quiet").document
     assert found["reference"]["batch"] == 240
     assert {p["batch"] for p in found["points"]} >= {240}
+
+
+def test_the_workloads_own_batch_is_tried_where_smaller_ones_take_too_long(tmp_path, monkeypatch) -> None:
+    builder = builder_of(small_workload(), tmp_path)
+    monkeypatch.setattr("tenfold.sweep.study.SLOWEST_SHARE", 0.0)
+    assert [f["batch"] for f in _fits(builder, 60.0, make_view("quiet"))] == [1, 24]
 
 
 def test_a_batch_of_its_own_that_cannot_be_trained_with_is_one_sentence(tmp_path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from plants import Offer, Scores, draw_together
 from rules import difference, exact_rate
 
-from tenfold.certify import CONFIRMED, Standing, front, order_candidates, safety
+from tenfold.certify import Standing, for_confirm, order_candidates
 from tenfold.verdict import COST_BAR, Decision, Interval, certify, choose, exact_ratio, fixed_sequence
 
 
@@ -33,9 +33,8 @@ def select(offers: list[Offer], valid: Scores, confirm: Scores, test: Scores, ma
         for c, cost in enumerate(costs)
         if cost.low >= COST_BAR and choose(_interval(valid, c), cost, margin).decision is Decision.TAKE
     ]
-    standings = [
-        Standing(recipe=s.recipe, quality=_interval(confirm, int(s.recipe)), gain=s.gain) for s in front(taken, CONFIRMED, safety(margin, valid.n, test.n))
-    ]
+    on_valid = for_confirm(taken, margin, n=valid.n, tested=test.n)
+    standings = [Standing(recipe=s.recipe, quality=_interval(confirm, int(s.recipe)), gain=s.gain) for s in on_valid]
     sequence = tuple(int(s.recipe) for s in order_candidates(standings, margin, n=confirm.n, tested=test.n))
     last = fixed_sequence(certify(_interval(test, c), margin, test.n) for c in sequence)
     return Outcome(sequence=sequence, shipped=None if last is None else sequence[last])

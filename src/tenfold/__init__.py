@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tenfold.pipeline import run as run
     from tenfold.renew.update import Update as Update
     from tenfold.renew.update import update as update
+    from tenfold.sweep.study import Study as Study
+    from tenfold.sweep.study import study as study
     from tenfold.train.augment import shift_and_flip as shift_and_flip
     from tenfold.train.config import TrainConfig as TrainConfig
     from tenfold.workload import Workload as Workload
@@ -28,6 +30,7 @@ _HOME = {
     "Bundle": "tenfold.bundle",
     "Result": "tenfold.pipeline",
     "Split": "tenfold.data.split",
+    "Study": "tenfold.sweep.study",
     "TenfoldError": "tenfold.errors",
     "TrainConfig": "tenfold.train.config",
     "Update": "tenfold.renew.update",
@@ -35,6 +38,7 @@ _HOME = {
     "compare": "tenfold.compare",
     "run": "tenfold.pipeline",
     "shift_and_flip": "tenfold.train.augment",
+    "study": "tenfold.sweep.study",
     "update": "tenfold.renew.update",
 }
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the names above

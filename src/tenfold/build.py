@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tenfold.teaching import learning_key, teacher_of
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import batch_of
 from tenfold.train.loop import Progress, fit, pick_device, predict
+from tenfold.train.recompute import recomputing
 from tenfold.train.resize import why_not_smaller
 from tenfold.weights import load_weights, save_weights
 from tenfold.workload import Examples, Workload, class_axis, identity, metric_identity
@@ -146,6 +148,8 @@ class Builder:
                 )
         assert target is not None
         self._check_augment(inputs)
+        with recomputing(model, self.workload.training.recompute):  # their names are known
+            pass
         if (first := self.workload.training.resize) < 1 and (reason := why_not_smaller(model, inputs, first)) is not None:
             raise WorkloadError(f"the model does not take smaller images ({reason}): leave resize out of its training")
         try:
@@ -234,17 +238,13 @@ class Builder:
             if self.workload.pretrained is None:
                 if train is None:
                     raise WorkloadError("there is no train split and no pretrained= weights: give one of the two")
-                try:
+                with explained("training", plan.training):
                     facts = fit(
                         model, train, self.workload.loss_function(), plan.training,
                         seed=plan.seed, augment=self.workload.augment,
                         checkpoint=folder / "train.checkpoint", progress=self._progress("training"),
                         seconds_left=self.seconds_left,
                     )  # fmt: skip
-                except (TenfoldError, OSError):
-                    raise
-                except Exception as error:  # the user's model, loss or augmentation may raise anything
-                    raise WorkloadError(f"training raised {type(error).__name__}: {first_line(error)}{_remedy(error, plan.training)}") from error
             save_weights(model, folder / "model.safetensors")
             return facts
 
@@ -259,13 +259,9 @@ class Builder:
 
         def work(folder: Path) -> dict[str, Any]:
             name = last.key.get("pass", "pass")
-            try:
+            with explained(name, plan.training):
                 model = self._begin(self.structure(plan), plan)
                 facts = last.teach(model, plan.training, self._materials(folder, name))
-            except (TenfoldError, OSError):
-                raise
-            except Exception as error:  # the user's student, teacher or augmentation may raise anything
-                raise WorkloadError(f"{name} raised {type(error).__name__}: {first_line(error)}{_remedy(error, plan.training)}") from error
             save_weights(model, folder / "model.safetensors")
             return facts
 
@@ -483,6 +479,17 @@ def _answerer(graph: Path, session: SessionConfig, examples: int) -> Callable[[S
             return np.concatenate(list(pool.map(part, [i for i in range(workers) if bounds[i] < bounds[i + 1]])))
 
     return answer
+
+
+@contextmanager
+def explained(what: str, training: TrainConfig) -> Iterator[None]:
+    """Whatever the user's model, student, loss or augmentation raises while something is trained, as one sentence with what helps."""
+    try:
+        yield
+    except (TenfoldError, OSError):
+        raise
+    except Exception as error:
+        raise WorkloadError(f"{what} raised {type(error).__name__}: {first_line(error)}{_remedy(error, training)}") from error
 
 
 def _remedy(error: Exception, training: TrainConfig) -> str:

@@ -94,7 +94,10 @@ def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:
         s for s in standings
         if not any(o.quality.value > s.quality.value and o.gain.value * ABOUT_THE_COST >= s.gain.value for o in standings)
     ]  # fmt: skip
-    kept = {s.recipe for s in front(unbeaten, MOST_PARTS)}
+    best = front(unbeaten)
+    if len(best) > MOST_PARTS:  # both ends, and what lies evenly between
+        best = [best[round(i * (len(best) - 1) / (MOST_PARTS - 1))] for i in range(MOST_PARTS)]
+    kept = {s.recipe for s in best}
     return [c for c in candidates if c.recipe.id in kept]
 
 

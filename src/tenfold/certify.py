@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 from tenfold.store import unwritable
 from tenfold.verdict import COST_BAR, ONE_SIDED, Interval, safety_of
@@ -50,16 +51,45 @@ def safety(margin: float, n: int, tested: int) -> Callable[[Standing], float]:
     return of
 
 
-def front(standings: Sequence[Standing], most: int, worth: Callable[[Standing], float] = quality) -> list[Standing]:
-    """What no other beats in both worth and cost, from the worthiest to the cheapest; both ends and what lies evenly between where they are many."""
+def front(standings: Sequence[Standing], worth: Callable[[Standing], float] = quality) -> list[Standing]:
+    """What no other beats in both worth and cost, from the worthiest to the cheapest."""
     out: list[Standing] = []
     for s in sorted(standings, key=lambda s: (-s.gain.value, -worth(s), s.recipe)):  # cheapest first
         if not out or worth(s) > worth(out[-1]):
             out.append(s)
-    if len(out) > most:
-        picks = {round(i * (len(out) - 1) / (most - 1)) for i in range(most)}
-        out = [out[i] for i in sorted(picks)]
     return out[::-1]
+
+
+def chain(standings: Sequence[Standing], most: int, margin: float, *, n: int, tested: int) -> list[Standing]:
+    """From the safest to the cheapest, what no other beats in both; where they are many, the safest and those others that are worth most with it.
+
+    One that is certified with probability p, after one of gain g, multiplies what is certified in the end by its own gain over g, p times out of one:
+    what is surer has been certified then. So Σ p_i log(g_i / g_i-1) is the logarithm of that in expectation, and the chain that has most of it is taken.
+
+    Args:
+        margin: absolute.
+        n, tested: examples that they were looked at on, and that certify.
+    """
+    safe = safety(margin, n, tested)
+    rising = front(standings, safe)
+    chances, logs = [NormalDist().cdf(safe(s)) for s in rising], [math.log(s.gain.value) for s in rising]
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (chances[0] * logs[0], (0,))} if rising else {}
+    """By the last of a chain: its worth, and its members."""
+    for _ in range(min(most, len(rising)) - 1):
+        for i in range(len(rising) - 1, 0, -1):  # from the end, so that what is extended has one member fewer
+            for j in range(i):
+                if j in best and (worth := best[j][0] + chances[i] * (logs[i] - logs[j])) > best.get(i, (-math.inf,))[0]:
+                    best[i] = worth, (*best[j][1], i)
+    return [rising[i] for i in max(best.values())[1]] if best else []
+
+
+def for_confirm(standings: Sequence[Standing], margin: float, *, n: int, tested: int) -> list[Standing]:
+    """Those that are looked at on confirm, by what valid says, of what is shown to be cheaper.
+
+    Args:
+        n, tested: examples of valid and of test.
+    """
+    return chain([s for s in standings if s.gain.low >= COST_BAR], CONFIRMED, margin, n=n, tested=tested)
 
 
 def order_candidates(standings: Sequence[Standing], margin: float, *, n: int, tested: int) -> list[Standing]:
@@ -72,7 +102,7 @@ def order_candidates(standings: Sequence[Standing], margin: float, *, n: int, te
         n, tested: examples of confirm and of test.
     """
     able = [s for s in standings if s.quality.high >= -margin and s.gain.low >= COST_BAR]
-    return front(able, MAX_SEQUENCE, safety(margin, n, tested))
+    return chain(able, MAX_SEQUENCE, margin, n=n, tested=tested)
 
 
 def record_opening(folder: Path, test: str, run: str) -> int:

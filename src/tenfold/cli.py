@@ -156,6 +156,7 @@ def update_command(
 def batch_command(
     workload: WorkloadArgument,
     data: DataOption = None,
+    target: Annotated[float | None, typer.Option(help="Loss on valid that is to be reached. Default: what the workload's own training comes to.", show_default=False)] = None,
     budget: Annotated[str, typer.Option(help="Time for all of it, about: 90s, 10m, 2h.")] = "10m",
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/<workload>-batch-<number>.", show_default=False)] = None,
@@ -166,7 +167,7 @@ def batch_command(
     """Which batch size trains soonest and cheapest: from the gradient's noise, the time of a step, and short trainings."""
     from tenfold.sweep.study import study
 
-    result = study(workload, data=data, budget=seconds(budget), seed=seed, out=out, resume=resume, view="quiet" if quiet else "auto")
+    result = study(workload, data=data, target=target, budget=seconds(budget), seed=seed, out=out, resume=resume, view="quiet" if quiet else "auto")
     if as_json:
         _print_json(result.document)
     elif not quiet:

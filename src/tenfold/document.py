@@ -23,6 +23,7 @@ from tenfold.recipe import canonical
 from tenfold.savings import savings_of
 from tenfold.search import BASELINE
 from tenfold.sequence import Entry, margin_on_test, slices_on_test
+from tenfold.tune import is_enough
 from tenfold.verdict import Decision, quality_p
 from tenfold.workload import judged_by, structure_identity
 
@@ -87,7 +88,7 @@ def document(
         },
         "profile": run.ledger.remember("profile", lambda: profile_of(run.builder)),
         "training_memory": _training_memory(run, last),
-        "tuned": _tuned(ladder),
+        "tuned": _tuned(run, ladder),
         "ladder": _rows(run, ladder, last, winner, reference),
         "attribution": final.attribution(run, last) if winner else [],
         "best_single": final.composing(run, last) if winner else None,
@@ -185,8 +186,8 @@ def _training_memory(run: Context, last: Final) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- ladder and candidates
 
 
-def _tuned(ladder: Ladder) -> list[dict[str, Any]]:
-    """What each kind of config came to in the same time, of levers that have kinds: the baseline's own is the control of the others."""
+def _tuned(run: Context, ladder: Ladder) -> list[dict[str, Any]]:
+    """What each kind of config came to, of levers that have kinds, all at one quality: the baseline's own is the control of the others."""
     groups: dict[tuple[str, str], list[Candidate]] = {}
     levers = {name: lever for name, lever in discover().items() if isinstance(lever, Tuned)}
     for c in ladder.candidates:
@@ -194,7 +195,8 @@ def _tuned(ladder: Ladder) -> list[dict[str, Any]]:
             groups.setdefault((c.lever, levers[c.lever].kind(c.config)), []).append(c)
     rows = []
     for (lever, kind), tried in groups.items():
-        good = [c for c in tried if c.verdict.decision is Decision.TAKE and c.gain is not None]
+        measured = [c for c in tried if c.verdict.quality is not None and c.gain is not None and c.gain.value > 1]
+        good = [c for c in measured if c.verdict.quality and is_enough(c.verdict.quality.value, run.margin)]
         best = max(good, key=lambda c: c.gain.value if c.gain else 0.0, default=None)
         rows.append({
             "lever": lever, "kind": kind, "tried": len(tried), "seconds": sum(c.training_seconds for c in tried),

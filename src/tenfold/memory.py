@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 
 from tenfold.errors import first_line
+from tenfold.memory_limit import free_memory
+from tenfold.probe import peak_resident
 
 SHARE = 0.8
 """Of the memory that is free, that a training step may take: the rest is for whatever else runs."""
@@ -43,21 +44,14 @@ def try_step(step: Callable[[int], object], batch: int, device: torch.device) ->
     return _on_gpu(step, batch, device) if device.type == "cuda" else _forked(step, batch, int(SHARE * free_memory()))
 
 
+def too_much(fit: Fit) -> bool:
+    """Whether a larger batch need not be tried."""
+    return fit.reason is not None and fit.reason.startswith((OUT_OF_MEMORY, TOO_SLOW))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator said so; PyTorch's on a CPU has no type of error for it."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: what the kernel says is available, or less where its control group may take less."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # "max", or no control group
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0, free)
 
 
 def _forked(step: Callable[[int], object], batch: int, most: int) -> Fit:
@@ -80,12 +74,14 @@ def _forked(step: Callable[[int], object], batch: int, most: int) -> Fit:
 
 def _limited(step: Callable[[int], object], batch: int, most: int, answer: Connection) -> None:
     torch.set_num_threads(1)  # threads of the parent are not here, and its pool would wait for them
-    taken = _status("VmData")
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + most, resource.RLIM_INFINITY))
-    resident = _status("VmRSS")
+    with suppress(OSError):  # only Linux has it
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # if the kernel has to end a process, then this one
+    with suppress(OSError):  # as here: elsewhere what is too much is found by what it does to the child
+        resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + most, resource.RLIM_INFINITY))
+    resident = peak_resident()
     try:
         step(batch)
-        said = str(max(0, _status("VmHWM") - resident))
+        said = str(max(0, peak_resident() - resident))
     except Exception as error:  # the user's model may raise anything
         said = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
     answer.send_bytes(said.encode())

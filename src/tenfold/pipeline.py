@@ -42,7 +42,7 @@ from tenfold.lever import discover
 from tenfold.plan import Plan
 from tenfold.progress import View, clock, make_view
 from tenfold.recipe import Recipe
-from tenfold.runs import check_same, run_folder
+from tenfold.runs import check_same, check_seed, run_folder
 from tenfold.search import BASELINE, FULL_SECONDS, Budget, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
@@ -150,8 +150,7 @@ def _check_arguments(budget: float | None, trials: int | None, objective: str, l
         raise TenfoldError(f"budget is {budget}: it must be above 0 seconds")
     if trials is not None and trials < 1:
         raise TenfoldError(f"trials is {trials}: give at least 1")
-    if not 0 <= seed < 2**31:
-        raise TenfoldError(f"seed is {seed}: give a whole number from 0 to {2**31 - 1}")
+    check_seed(seed)
     if objective not in UNITS:
         raise TenfoldError(f"there is no objective {objective!r}: use {', '.join(UNITS)}")
     for name in levers or ():

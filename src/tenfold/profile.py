@@ -55,7 +55,7 @@ def profile_of(builder: Builder) -> dict[str, Any]:
     inputs, target = batch_of(split, slice(0, EXAMPLES), torch.device("cpu"))
     assert target is not None
     try:
-        return asdict(profile(builder.fresh().cpu(), inputs, target, builder.workload.loss_function()))
+        return asdict(profile(builder.fresh().cpu(), inputs, target, builder.workload.loss_function(inputs[0].device)))
     except Exception as error:  # the user's model and loss may raise anything, and an operator may be none that can be counted
         return {"reason": first_line(error)}
 

@@ -33,6 +33,15 @@ def run_folder(name: str, out: str | Path | None, *, resume: bool) -> Path:
     return Path("runs") / f"{name}-{max(taken, default=0) + 1}"
 
 
+def check_seed(seed: int) -> None:
+    """
+    Raises:
+        TenfoldError: it is none.
+    """
+    if not 0 <= seed < 2**31:
+        raise TenfoldError(f"seed is {seed}: give a whole number from 0 to {2**31 - 1}")
+
+
 def check_same(ledger: Ledger, folder: Path, asked: Mapping[str, Any], *, otherwise: str = "choose another --out") -> None:
     """Remember what is asked for and where, or see that it is what was remembered.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from tenfold import insights
 from tenfold.candidate import Ladder, recipe_label
-from tenfold.certify import CONFIRMED, Standing, front, order_candidates, record_opening, safety
+from tenfold.certify import Standing, for_confirm, order_candidates, record_opening
 from tenfold.context import Context
 from tenfold.plan import Plan
 from tenfold.store import cache_dir
-from tenfold.verdict import COST_BAR, Decision, Interval, Verdict, certify, fixed_sequence
+from tenfold.verdict import Decision, Interval, Verdict, certify, fixed_sequence
 
 Entry = dict[str, Any]
 """A candidate of the sequence as it stands in result.json; verdict and reason are None where its turn did not come."""
@@ -31,9 +31,8 @@ def judge(run: Context, ladder: Ladder) -> list[Entry]:
 
     def fix() -> list[Entry]:
         sizes = run.examples.sizes()
-        safe = safety(run.margin, sizes["valid"], sizes["test"])
-        on_valid = [s for c in able.values() if (s := c.standing) and s.gain.low >= COST_BAR]
-        standings = [Standing(recipe=s.recipe, quality=confirm(s.recipe), gain=s.gain) for s in front(on_valid, CONFIRMED, safe)]
+        on_valid = for_confirm([s for c in able.values() if (s := c.standing)], run.margin, n=sizes["valid"], tested=sizes["test"])
+        standings = [Standing(recipe=s.recipe, quality=confirm(s.recipe), gain=s.gain) for s in on_valid]
         return [
             {
                 "recipe": s.recipe,

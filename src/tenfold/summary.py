@@ -62,10 +62,12 @@ def print_study(document: dict[str, Any], folder: Path) -> None:
         f"batch {found['time']['best']:,} is expected at the target {over[base] / over[found['time']['best']]:.2f} times as soon as batch {base:,} "
         f"(critical batch size {document['critical']['value']:,.0f}, {document['critical']['low']:,.0f} to {_end(document['critical']['high'])})"
     )
+    if not (aim := document["target"])["reached"]:
+        console.print(f"the loss of {aim['asked']:g} was not reached: the target is {aim['loss']:.4g}, the best that the reference came to; give a larger --budget")
     if not document["checked"]:
         console.print("no short training with another batch came to its end: this rests on the noise of the gradient alone; give a larger --budget")
     if missed := document["missed"]["sizes"]:
-        console.print(f"batches of {', '.join(f'{b:,}' for b in missed)} did not come to the loss of batch {base:,} in {document['missed']['times']:g} times its time")
+        console.print(f"batches of {', '.join(f'{b:,}' for b in missed)} did not come to the loss of batch {base:,} in {document['missed']['times']:g} times its time, or to none")
     if document["warm_up"]["pays"]:
         console.print(f"a batch that grows ({' → '.join(f'{b:,}' for b in document['warm_up']['sizes'])}) is {document['warm_up']['gain']:.2f} times as soon there as the best fixed one")
     console.print(f"up to {document['devices']:,} devices are worth having")

@@ -80,7 +80,7 @@ def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float,
     if not mine:
         return [{**way, "epochs": _some(length * whole, whole)} for way in ways]
     measured = [t for t in mine if t.verdict.quality is not None and t.gain is not None]
-    good = [t for t in measured if _quality(t) >= -ENOUGH * margin]
+    good = [t for t in measured if is_enough(_quality(t), margin)]
     if good:
         return _shorter(min(good, key=_cost_of), mine, good, whole)
     longest = max(t.config["epochs"] for t in mine)
@@ -89,6 +89,11 @@ def next_round(ways: Sequence[Config], tried: Sequence[Tried], *, length: float,
         return []
     kept = last[: math.ceil(KEPT * len(last))]
     return [{**t.config, "epochs": _some(LONGER * longest, whole)} for t in kept]
+
+
+def is_enough(difference: float, margin: float) -> bool:
+    """Whether a quality on valid, less the baseline's, counts as good enough."""
+    return difference >= -ENOUGH * margin
 
 
 def _shorter(best: Tried, tried: Sequence[Tried], good: Sequence[Tried], whole: float) -> list[Config]:

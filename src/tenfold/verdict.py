@@ -28,6 +28,8 @@ COST_BAR = 1.02
 """A cost ratio whose lower bound is below this is not worth a change."""
 
 RESAMPLES = 2_000
+BEYOND = 100
+"""Resampled means beyond either end of an interval, at the least: fewer say too little of where it is."""
 LEAST_P = 1e-6
 FEW_DIFFER = 5
 """Units that differ, below which a bootstrap has too little to draw from."""
@@ -150,6 +152,7 @@ def bootstrap_difference(
     groups: ArrayLike | None = None,
     level: float = LEVEL,
     seed: int = 0,
+    resamples: int | None = None,
 ) -> Interval:
     """BCa bootstrap interval for the mean paired difference, resampling whole groups.
 
@@ -159,13 +162,14 @@ def bootstrap_difference(
     Args:
         baseline, candidate: (n,) scores of the same examples.
         groups: (n,) labels; examples of one group are not independent. None: every example is its own.
+        resamples: None: as many as leave `BEYOND` of them beyond either end.
     """
     difference = np.asarray(candidate, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     if difference.ndim != 1 or difference.size == 0:
         raise ValueError("paired scores need two equally long, non-empty arrays of shape (n,)")
     sums, counts = _group_sums(difference, groups)
     value = float(sums.sum() / counts.sum())
-    draws = _resampled_means(sums, counts, seed)
+    draws = _resampled_means(sums, counts, seed, resamples or max(RESAMPLES, round(2 * BEYOND / (1 - level))))
     jackknife = (sums.sum() - sums) / np.maximum(counts.sum() - counts, 1)
     bias, acceleration = _bca_constants(value, draws, jackknife)
     low, high = (
@@ -220,7 +224,7 @@ def _group_sums(values: NDArray[np.float64], groups: ArrayLike | None) -> tuple[
 
 
 def _resampled_means(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int, resamples: int = RESAMPLES
+    sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int, resamples: int
 ) -> NDArray[np.float64]:
     return _drawn_means(sums.tobytes(), counts.tobytes(), seed, resamples)
 
@@ -258,6 +262,7 @@ def quality_difference(
     *,
     groups: ArrayLike | None = None,
     level: float = LEVEL,
+    resamples: int | None = None,
 ) -> Interval:
     """Interval for the mean paired difference: Tango's for independent 0/1 scores, else bootstrap by group.
 
@@ -268,11 +273,11 @@ def quality_difference(
     base, cand = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     shift = _binary_shift(base, cand)
     if shift is None:
-        return _widened(bootstrap_difference(base, cand, groups=groups, level=level), base, cand, groups)
+        return _widened(bootstrap_difference(base, cand, groups=groups, level=level, resamples=resamples), base, cand, groups)
     tango = paired_binary_interval(base + shift, cand + shift, level=level)
     if groups is None:
         return tango
-    drawn = _widened(bootstrap_difference(base, cand, groups=groups, level=level), base, cand, groups)
+    drawn = _widened(bootstrap_difference(base, cand, groups=groups, level=level, resamples=resamples), base, cand, groups)
     return Interval(value=drawn.value, low=min(drawn.low, tango.low), high=max(drawn.high, tango.high), level=level)
 
 
@@ -304,7 +309,7 @@ def quality_p(baseline: ArrayLike, candidate: ArrayLike, margin: float, *, group
     base, cand = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     drawn = groups is not None or _binary_shift(base, cand) is None
     return p_value(
-        lambda level: quality_difference(base, cand, groups=groups, level=level), margin, least=1 / RESAMPLES if drawn else LEAST_P
+        lambda level: quality_difference(base, cand, groups=groups, level=level, resamples=RESAMPLES), margin, least=1 / RESAMPLES if drawn else LEAST_P
     )
 
 

@@ -30,6 +30,7 @@ from tenfold.recipe import canonical, digest
 from tenfold.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 Scores = NDArray[np.float64]
@@ -175,14 +176,14 @@ class Workload:
             raise WorkloadError(f"{what}= gave a {type(module).__name__}: it must build a torch.nn.Module")
         return module
 
-    def loss_function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of (output, target), on the device that trains."""
+    def loss_function(self, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of (output, target), on a device; by default the one that trains."""
         from torch import nn
 
         from tenfold.train.loop import pick_device
 
         if isinstance(self.loss, nn.Module):  # it may hold weights of classes
-            return self.loss.to(pick_device())
+            return self.loss.to(device or pick_device())
         return self.loss if callable(self.loss) else _LOSSES[self.loss]()
 
     def absolute_margin(self, baseline: float) -> float:

@@ -102,18 +102,19 @@ class Smoothed:
         self.examples += examples
 
     def noise_scale(self, level: float = LEVEL) -> NoiseScale:
-        """The ratio of the means, by Beale's estimator (1962), which takes out most of its bias, with Fieller's interval."""
+        """The ratio of the means with Fieller's interval; by Beale's estimator (1962), which takes out most of its bias, where the gradient is shown
+        to be there."""
         if not self.steps:
             raise ValueError("no step has been measured yet: call step() after a backward pass")
         effective = self._weight**2 / self._weight2
         signal, noise = self._mean
-        if effective < LEAST_STEPS:
-            value, low, high = (noise / signal if signal > 0 else math.inf), 0.0, math.inf
-        else:
+        value, low, high = (max(0.0, noise / signal) if signal > 0 else math.inf), 0.0, math.inf
+        if effective >= LEAST_STEPS:
             # covariance of the means: the unbiased weighted one of a step, by Σw²/(Σw)²
             of_means = self._scatter / self._weight / (effective - 1)
-            value = beale(signal, noise, of_means)
             low, high = fieller(signal, noise, of_means, student_quantile((1 + level) / 2, effective - 1))
+            if math.isfinite(high):
+                value = min(max(beale(signal, noise, of_means), low), high)
         return NoiseScale(
             value=float(value), low=float(low), high=float(high), level=level, signal=float(signal), noise=float(noise),
             steps=self.steps, effective_steps=float(effective), examples=self.examples,
@@ -132,16 +133,12 @@ class Smoothed:
 
 
 def beale(signal: float, noise: float, of_means: Floats) -> float:
-    """noise/signal, less the bias that comes of dividing by a noisy mean; infinite where that mean is not positive.
+    """noise/signal, less the bias that comes of dividing by a noisy mean, for a signal that is well above its own error.
 
     Args:
         of_means: (2, 2), the covariance of (signal, noise).
     """
-    if signal <= 0:
-        return math.inf
-    if noise <= 0:
-        return 0.0
-    return float(noise / signal * (1 + of_means[0, 1] / (signal * noise)) / (1 + of_means[0, 0] / signal**2))
+    return float((noise / signal + of_means[0, 1] / signal**2) / (1 + of_means[0, 0] / signal**2))
 
 
 def fieller(signal: float, noise: float, of_means: Floats, quantile: float) -> tuple[float, float]:

@@ -19,7 +19,8 @@ class ExampleMeter(Meter):
     over the batch, or a constant times it, and the first dimension of every layer's input the batch. Rows of a batch are taken
     to be in random order, as `sample` means the first ones.
 
-    Exact for linear, convolution, embedding and normalisation layers; a layer may be used several times, and weights may be tied.
+    Exact for linear, convolution, embedding and normalisation layers; a layer may be used several times, and layers may share weights. What a
+    model does with weights outside of its layers, by functions, is not seen.
 
     Args:
         model: the module that is trained.
@@ -27,10 +28,10 @@ class ExampleMeter(Meter):
             make the noise less certain and leave it unbiased.
         normalisations_only: measure the parameters of normalisation layers alone, at next to no cost. Their noise scale goes up and
             down with the model's, and is not the same (arXiv:2411.00999): calibrate it once.
-        half_life, groups: as in `NoiseMeter`.
+        half_life, groups, population: as in `NoiseMeter`.
 
     Raises:
-        ValueError: a parameter belongs to a layer of another kind; named.
+        ValueError: a parameter belongs to a layer of another kind (named), or the model is spread over ranks.
     """
 
     def __init__(
@@ -41,7 +42,10 @@ class ExampleMeter(Meter):
         normalisations_only: bool = False,
         half_life: float | None = None,
         groups: Groups | None = None,
+        population: int | None = None,
     ) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError("the gradients that are there are the mean over ranks, and single examples only of this one: use NoiseMeter")  # noqa: TRY004 - as all that cannot be measured
         if sample is not None and sample < 1:
             raise ValueError(f"sample is {sample}: at least one row of a batch has to be looked at")
         kinds = tuple(NORMALISATIONS)
@@ -58,7 +62,7 @@ class ExampleMeter(Meter):
                 )
         self._sample = sample
         parameters = {id(p): p for _, m in layers for p in m.parameters(recurse=False)}
-        super().__init__(parameters.values(), groups, half_life)
+        super().__init__(parameters.values(), groups, half_life, population)
         self._index = {id(p): i for i, p in enumerate(self._parameters)}
         self._hooks = [m.register_forward_hook(self._forward) for _, m in layers]
         self._clear()
@@ -87,7 +91,8 @@ class ExampleMeter(Meter):
         rows = slice(0, self._sample)
         whole = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # its statistics need all rows
         self._batch.add(len(x))
-        x, delta = (x if whole else x[rows]).to(delta.dtype if x.is_floating_point() else x.dtype), delta.detach()[rows]
+        exact = torch.promote_types(delta.dtype, torch.float32)  # squares of half floats are out of their range
+        x, delta = (x if whole else x[rows]).to(exact if x.is_floating_point() else x.dtype), delta.detach()[rows].to(exact)
         wanted = {name: p for name, p in layer.named_parameters(recurse=False) if id(p) in self._index}
         if all(self._uses[id(p)] == 1 for p in wanted.values()):
             for name, squares in squares_of(layer, x, delta).items():

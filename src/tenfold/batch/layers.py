@@ -18,6 +18,8 @@ Layer = Callable[[nn.Module, Tensor, Tensor], Shares]
 
 def shares_of(layer: nn.Module) -> Layer | None:
     """The function for a layer; none where its kind is not known."""
+    if isinstance(layer, nn.Embedding) and layer.scale_grad_by_freq:  # an example's share depends on the others
+        return None
     return next((f for kind, f in _KINDS.items() if type(layer) is kind), None)
 
 
@@ -34,7 +36,7 @@ def squares_of(layer: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     if type(layer) is nn.Linear and x.ndim == 3 and x.shape[1] ** 2 < x.shape[2] * delta.shape[2]:
         return {"weight": _gram(x @ x.mT, delta)} | ({} if layer.bias is None else {"bias": delta.sum(1).square().sum(1)})
     if type(layer) is nn.Embedding:
-        index, delta = x.flatten(1), delta.reshape(len(x), -1, delta.shape[-1])
+        index, delta = x.reshape(len(x), -1), delta.reshape(len(x), -1, delta.shape[-1])
         same = index[:, :, None] == index[:, None, :]
         if layer.padding_idx is not None:
             same &= (index != layer.padding_idx)[:, :, None]
@@ -61,7 +63,7 @@ def _linear(layer: nn.Module, x: Tensor, delta: Tensor) -> Shares:
 
 def _embedding(layer: nn.Module, x: Tensor, delta: Tensor) -> Shares:
     assert isinstance(layer, nn.Embedding)
-    index, delta = x.flatten(1), delta.reshape(len(x), -1, delta.shape[-1])
+    index, delta = x.reshape(len(x), -1), delta.reshape(len(x), -1, delta.shape[-1])
     if layer.padding_idx is not None:
         delta = delta * (index != layer.padding_idx)[..., None]
     weight = delta.new_zeros(len(x), *layer.weight.shape)
@@ -79,7 +81,7 @@ def _convolution(layer: nn.Module, x: Tensor, delta: Tensor) -> Shares:
     assert not isinstance(padding, str)
     weight = torch.ops.aten.convolution_backward(
         delta.reshape(1, -1, *delta.shape[2:]), x.reshape(1, -1, *x.shape[2:]),
-        layer.weight.expand(n, *layer.weight.shape).flatten(0, 1), None,
+        layer.weight.to(delta.dtype).expand(n, *layer.weight.shape).flatten(0, 1), None,
         layer.stride, padding, layer.dilation, False, [0] * dims, n * layer.groups, [False, True, False],
     )[1]  # fmt: skip
     shares = {"weight": weight.reshape(n, *layer.weight.shape)}

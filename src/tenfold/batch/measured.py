@@ -19,7 +19,12 @@ Groups = Mapping[str, Iterable[nn.Parameter]]
 class Meter:
     """Parameters of a model that are measured, the groups that they are in, and what has been measured so far."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], groups: Groups | None, half_life: float | None) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], groups: Groups | None, half_life: float | None, population: int | None
+    ) -> None:
+        if population is not None and population < 1:
+            raise ValueError(f"population is {population}: give the number of examples that batches are drawn from, or None")
+        self._population = population
         self._parameters = [p for p in parameters if p.requires_grad]
         if not self._parameters:
             raise ValueError("none of the parameters is trained: nothing has a gradient")
@@ -45,6 +50,8 @@ class Meter:
             self.skipped += 1
             return
         steps = moments(*(sums @ self._membership.T), count=count, examples=examples)
+        if self._population is not None:  # without replacement, |G|² − tr(Σ)/population is what `moments` expects, G the gradient over all of them
+            steps[0] += steps[1] / self._population
         for smoothed, step in zip(self._smoothed, steps.T, strict=True):
             smoothed.add(step, examples)
 

@@ -15,7 +15,7 @@ class NoiseMeter(Meter):
 
     `add` after each backward pass, `step` after the last one of a step: before gradients are clipped, and before they are zeroed.
     Every example has to weigh the same, as it does with a loss that is a mean over equal micro-batches; where the last is smaller,
-    scale each loss by its share of the batch. Constant factors, such as that of a gradient scaler, cancel.
+    scale each loss by its share of the batch. Constant factors, such as that of a gradient scaler, cancel: unscale after `step`.
 
     Under `DistributedDataParallel` each rank holds a meter of its own; ranks take equal numbers of examples, and all come to the
     same result. There two ranks with one batch each are enough.
@@ -27,10 +27,14 @@ class NoiseMeter(Meter):
         model: a module, which may be wrapped in DistributedDataParallel.
         half_life: steps after which what was seen weighs half; by default all steps weigh alike.
         groups: names of groups of parameters that have a noise scale of their own beside that of the whole.
+        population: examples that batches are drawn from without replacement, where the gradient over just these is meant, as in epochs over
+            a training set; by default that over all examples there could be. It matters where batches or the noise are not far below it.
     """
 
-    def __init__(self, model: nn.Module, *, half_life: float | None = None, groups: Groups | None = None) -> None:
-        super().__init__(model.parameters(), groups, half_life)
+    def __init__(
+        self, model: nn.Module, *, half_life: float | None = None, groups: Groups | None = None, population: int | None = None
+    ) -> None:
+        super().__init__(model.parameters(), groups, half_life, population)
         self._process_group = model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else None
         self._hooks = [p.register_hook(self._hook(i)) for i, p in enumerate(self._parameters)]  # type: ignore[no-untyped-call]
         self._clear()

@@ -15,9 +15,9 @@ from torch import nn
 
 from tenfold.batch.calibrate import Point, steps_to
 from tenfold.batch.predict import StepTime, learning_rate, second_beta, steps_over_least
-from tenfold.build import Builder
+from tenfold.build import Builder, explained
 from tenfold.data.split import Split
-from tenfold.errors import DivergedError
+from tenfold.errors import DivergedError, WorkloadError
 from tenfold.sweep.reference import MILESTONES, at
 from tenfold.train.config import TrainConfig, parts_of
 from tenfold.train.feed import batch_of
@@ -35,7 +35,7 @@ EVALUATED = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One branch, and the loss on valid at its end; NaN where it diverged."""
+    """One branch, and the loss on valid at its end; NaN where it came to none."""
 
     checkpoint: int
     repeat: int
@@ -44,6 +44,8 @@ class Branch:
     multiple: float
     learning_rate: float
     loss: float
+    reason: str | None = None
+    """Why it came to no loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,30 +121,31 @@ class Brancher:
         rate = multiple * learning_rate(
             base.learning_rate, base.batch_size, batch, optimizer=base.optimizer, critical=milestone.noise
         )  # fmt: skip
-        train = self.builder.examples.split("train")
         config = dataclasses.replace(
             base, batch_size=batch, accumulate=parts_of(batch, self.micro), learning_rate=rate, warmup=WARMUP, max_seconds=None, grow=1, average=0.0,
-            second_beta=second_beta(base.second_beta, base.batch_size, batch), epochs=(steps - 0.5) * batch / len(train),
+            second_beta=second_beta(base.second_beta, base.batch_size, batch),
         )  # fmt: skip
+        config = of_steps(config, steps, len(self.builder.examples.split("train")))
         key = f"branch:{milestone.index}:{batch}:{steps}:{multiple:g}:{repeat}"
-        loss = self.remember(key, lambda: self._trained(milestone.weights, config, self.builder.seed + 2 + repeat))
+        found = self.remember(key, lambda: self._trained(milestone.weights, config, self.builder.seed + 2 + repeat))
         return Branch(
             checkpoint=milestone.index, repeat=repeat, batch=batch, steps=steps, multiple=multiple, learning_rate=rate,
-            loss=math.nan if loss is None else loss,
+            loss=found.get("loss", math.nan), reason=found.get("reason"),
         )  # fmt: skip
 
-    def _trained(self, weights: Path, config: TrainConfig, seed: int) -> float | None:
+    def _trained(self, weights: Path, config: TrainConfig, seed: int) -> dict[str, Any]:
+        """`loss`, or the `reason` why there is none."""
         builder = self.builder
-        model = at(builder, weights)
+        model, loss_of = at(builder, weights), builder.workload.loss_function()
         try:
-            fit(
-                model, builder.examples.split("train"), builder.workload.loss_function(), config,
-                seed=seed, augment=builder.workload.augment,
-            )  # fmt: skip
+            with explained("it", config):
+                fit(model, builder.examples.split("train"), loss_of, config, seed=seed, augment=builder.workload.augment)
+                loss = loss_on(model, self.judged, loss_of)
         except DivergedError:
-            return None
-        loss = loss_on(model, self.judged, builder.workload.loss_function())
-        return loss if math.isfinite(loss) else None
+            return {"reason": "diverged"}
+        except WorkloadError as error:
+            return {"reason": str(error)}
+        return {"loss": loss} if math.isfinite(loss) else {"reason": "diverged"}
 
 
 def by_length(found: dict[int, float], level: float, run: Callable[[int], float], most: float) -> dict[int, float]:
@@ -158,6 +161,11 @@ def by_length(found: dict[int, float], level: float, run: Callable[[int], float]
     while min(found) > 2 and found[min(found)] <= level:
         found[min(found) // 2] = run(min(found) // 2)
     return found
+
+
+def of_steps(training: TrainConfig, steps: int, examples: int) -> TrainConfig:
+    """The same for so many steps."""
+    return dataclasses.replace(training, epochs=(steps - 0.5) * training.batch_size / examples)
 
 
 def sample_of(split: Split, seed: int) -> Split:

@@ -35,14 +35,14 @@ def conclude(
     """
     able = _able(sizes, base, missed, {p.batch for p in points})
     calibration = calibrate(points) if points else Calibration(factor=1.0, low=0.0, high=math.inf, level=LEVEL, scatter=math.nan)
-    scales = _filled([n["value"] for n in noises])
+    scales, ends = _filled([n["value"] for n in noises]), _ends(noises, {p.checkpoint % len(MILESTONES) for p in points})
 
-    def criticals(factor: float) -> list[float]:
-        return [factor * n for n in scales]
+    def criticals(factor: float, noise: Sequence[float] = scales) -> list[float]:
+        return [factor * n for n in noise]
 
     shares = _stretches()
     middle = _whole(criticals(calibration.factor), shares, base)
-    low, high = (_whole(criticals(f), shares, base) for f in (calibration.low, min(calibration.high, 1e6)))
+    low, high = (_whole(criticals(f, n), shares, base) for f, n in zip((calibration.low, min(calibration.high, 1e6)), ends, strict=True))
     least = steps / steps_over_least(base, middle)
     for_time, for_cost = (choose(able, t, middle, low, high) for t in (wall, cpu))
     stretch_least = np.array([s / steps_over_least(base, c) for s, c in zip(shares, criticals(calibration.factor), strict=True)])
@@ -52,7 +52,7 @@ def conclude(
         "checked": any(p.batch != q.batch for p in points for q in points if p.checkpoint == q.checkpoint),
         "missed": {"sizes": sorted(set(missed)), "times": LONGEST},
         "points": [asdict(p) for p in points],
-        "critical": {"value": middle, "low": low, "high": high if math.isfinite(calibration.high) else None, "level": calibration.level},
+        "critical": {"value": middle, "low": low, "high": high if math.isfinite(calibration.high) and high < MOST_NOISE else None, "level": calibration.level},
         "least_steps": least,
         "curve": [_at(b, middle, low, high, steps, base, wall, cpu) for b in sizes],
         "measured": _measured(points, wall, base),
@@ -77,6 +77,14 @@ def _filled(values: Sequence[float | None]) -> list[float]:
     """What is infinite is as the largest that is known, `MOST_NOISE` where none is; what is none at all, as next to none."""
     known = [v for v in values if v is not None]
     return [max((k for k in known if k > 0), default=MOST_NOISE) if v is None else max(v, LEAST_NOISE) for v in values]
+
+
+def _ends(noises: Sequence[Mapping[str, Any]], branched: Collection[int]) -> tuple[list[float], list[float]]:
+    """Lower and upper ends of the noise scales. Where branches left, the scale is taken as it was measured: its error is in the factor that they give."""
+    scales = _filled([n["value"] for n in noises])
+    low = [s if i in branched else min(s, n["low"] or 0.0) for i, (s, n) in enumerate(zip(scales, noises, strict=True))]
+    high = [s if i in branched else max(s, MOST_NOISE if n["high"] is None else n["high"]) for i, (s, n) in enumerate(zip(scales, noises, strict=True))]
+    return [max(x, LEAST_NOISE) for x in low], high
 
 
 def _stretches() -> list[float]:
@@ -114,36 +122,30 @@ def _measured(points: Sequence[Point], wall: StepTime, base: int) -> list[dict[s
 
 
 def _with(choice: Any, training: TrainConfig, base: int, critical: float, branches: Sequence[Branch]) -> dict[str, Any]:
-    """A batch, with the learning rate (and Adam's second beta) that go with it: the rule's, times what branches of about its size were best with."""
-    rate = learning_rate(training.learning_rate, base, choice.best, optimizer=training.optimizer, critical=critical)
-    best = best_multiples(branches)
-    multiple = best[min(best, key=lambda b: abs(math.log(b / choice.best)))] if best else 1.0
+    """A batch, with the learning rate (and Adam's second beta) that go with it: what branches of about its size were best with, by the rule from there."""
+    best = best_rates(branches) or {base: training.learning_rate}
+    near = min(best, key=lambda b: abs(math.log(b / choice.best)))
+    rate = learning_rate(best[near], near, choice.best, optimizer=training.optimizer, critical=critical)
     beta = {"second_beta": second_beta(training.second_beta, base, choice.best)} if training.optimizer != "sgd" else {}
-    return {**asdict(choice), "learning_rate": rate * multiple, **beta}
+    return {**asdict(choice), "learning_rate": rate, **beta}
 
 
-def best_multiples(branches: Sequence[Branch]) -> dict[int, float]:
-    """By batch: the multiple of the rule's rate with the least loss, the geometric mean over checkpoints."""
+def best_rates(branches: Sequence[Branch]) -> dict[int, float]:
+    """By batch: the learning rate with the least loss, the geometric mean over checkpoints."""
     logs: dict[int, list[float]] = {}
     for checkpoint, batch in sorted({(b.checkpoint, b.batch) for b in branches}):
         group = [b for b in branches if (b.checkpoint, b.batch) == (checkpoint, batch)]
         shortest = next(b.steps for b in group)  # the first that was tried, with every multiple
         tried = [b for b in group if b.steps == shortest and math.isfinite(b.loss)]
         if tried:
-            logs.setdefault(batch, []).append(math.log(min(tried, key=lambda b: b.loss).multiple))
+            logs.setdefault(batch, []).append(math.log(min(tried, key=lambda b: b.loss).learning_rate))
     return {batch: math.exp(np.mean(values)) for batch, values in logs.items()}
 
 
 def rate_exponent(branches: Sequence[Branch]) -> float | None:
     """p of the best learning rate ~ batch^p over the branches: 1 is the linear rule, ½ the square root. None: too few sizes."""
-    points = []
-    for batch, multiple in best_multiples(branches).items():
-        rates = [b.learning_rate / b.multiple for b in branches if b.batch == batch]
-        points.append((math.log(batch), math.log(multiple) + float(np.mean(np.log(rates)))))
-    if len({x for x, _ in points}) < 3:
-        return None
-    x, y = np.array(points).T
-    return float(np.polyfit(x, y, 1)[0])
+    best = best_rates(branches)
+    return float(np.polyfit(np.log(list(best)), np.log(list(best.values())), 1)[0]) if len(best) >= 3 else None
 
 
 def finite(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def _steps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _paths(found: Mapping[str, Any] | None) -> Chart | None:
-    """The loss as cells, darker where it is lower, and the paths over them; in percent of the plane's width and height."""
-    if found is None:
-        return None
+def _paths(found: Mapping[str, Any]) -> Chart:
+    """The loss as cells, darker where it is lower, and the paths over them; in percent of the plane's width and height. Or the reason why not."""
+    if "reason" in found:
+        return dict(found)
     x, y = Linear(found["x"][0], found["x"][-1]), Linear(found["y"][0], found["y"][-1])
     finite = [v for row in found["loss"] for v in row if v is not None]
     shade = Log(min(finite), max(finite)) if min(finite) > 0 and max(finite) > min(finite) else None

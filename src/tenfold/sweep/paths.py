@@ -17,44 +17,66 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tenfold.build import Builder
+from tenfold.data.split import Split
+from tenfold.errors import first_line
 from tenfold.train.feed import Feed
 from tenfold.train.loop import pick_device
 
-EXAMPLES = 256
-"""What descent sees: a part of train, so that the whole of it can be a batch."""
+SCALES = ((256, 21), (128, 15), (64, 11))
+"""What descent sees, a part of train, so that the whole of it can be a batch; and the loss along either side of the plane: as much as there is time for."""
 SNAPSHOTS = 24
 """Of a path."""
 MINI = 16
-LEAST_EXAMPLES, KINDS, MOST_BYTES = 64, 3, 1 << 30
-"""Examples that have to fit into memory at once, kinds of descent, and what the snapshots of all of them may take."""
-GRID = 21
+KINDS, MOST_BYTES = 3, 1 << 30
+"""Of descent, and what the snapshots of all of them may take."""
 ROOM = 0.25
 """Of the paths' extent, around them."""
 
 
-def paths(builder: Builder, *, seconds: float, most: int = EXAMPLES) -> dict[str, Any] | None:
-    """Paths (n, 2) by name, and the loss on a grid of the plane; None where the time or the memory is too short for it, or the model has no
-    such paths.
+def paths(builder: Builder, *, seconds: float, most: int = SCALES[0][0]) -> dict[str, Any]:
+    """Paths (n, 2) by name, and the loss on a grid of the plane; or the `reason`, why there is no picture.
 
-    Plain descent, without momentum, all at one rate and over as many examples: the full batch takes the fewest steps.
+    Plain descent, without momentum, all at one rate and over as many examples: the full batch takes the fewest steps. Those that diverge at that
+    rate, or cannot be trained one by one, are named in `left_out`.
 
     Args:
         most: examples that fit into memory at once.
     """
     weights = sum(p.numel() for p in builder.fresh().parameters())
-    if most < LEAST_EXAMPLES or 4 * weights * (SNAPSHOTS + 1) * KINDS > MOST_BYTES:
-        return None
+    if 4 * weights * (SNAPSHOTS + 1) * KINDS > MOST_BYTES:
+        return {"reason": f"the model's {weights:,} weights along three paths would take more than {MOST_BYTES >> 30} GiB"}
     try:
-        return _paths(builder, seconds, min(EXAMPLES, most))
-    except Exception:  # the user's model may raise anything; it is a picture, and nothing rests on it
-        return None
+        model, loss = builder.fresh().to(pick_device()).train(), builder.workload.loss_function()
+        examples, grid, epochs = _scale(builder, model, loss, seconds, most)
+        return _paths(builder, model, loss, examples, grid, epochs) if epochs else {"reason": "it takes too long for this budget"}
+    except Exception as error:  # the user's model may raise anything; it is a picture, and nothing rests on it
+        return {"reason": f"{type(error).__name__}: {first_line(error)}"}
 
 
-def _paths(builder: Builder, seconds: float, examples: int) -> dict[str, Any] | None:
-    device = pick_device()
+def _part(builder: Builder, examples: int) -> Split:
     train = builder.examples.split("train")
-    part = train.take(np.random.default_rng(builder.seed).permutation(len(train))[:examples])
-    model, loss = builder.fresh().to(device).train(), builder.workload.loss_function()
+    return train.take(np.random.default_rng(builder.seed).permutation(len(train))[:examples])
+
+
+def _scale(builder: Builder, model: nn.Module, loss: Any, seconds: float, most: int) -> tuple[int, int, int]:
+    """Examples, points along a side of the grid, and epochs: the most that there is time and memory for; no epochs where there is none."""
+    part = _part(builder, min(SCALES[-1][0], most))
+    an_epoch = sum(_seconds_of_step(model, Feed(part, batch), loss) * len(part) / batch for batch in _sizes(len(part)).values()) / len(part)
+    forward = _seconds_of_step(model, Feed(part, len(part)), loss) / len(part)  # with its backward pass: more than it will take
+    for examples, grid in SCALES:
+        if examples <= most or examples == SCALES[-1][0]:
+            epochs = int(min(4 * SNAPSHOTS, (seconds - grid**2 * examples * forward) / (an_epoch * examples))) // SNAPSHOTS * SNAPSHOTS
+            if epochs >= SNAPSHOTS:
+                return min(examples, most), grid, epochs
+    return len(part), SCALES[-1][1], 0
+
+
+def _sizes(examples: int) -> dict[str, int]:
+    return {"full batch": examples, f"batches of {MINI}": min(MINI, examples), "one by one": 1}
+
+
+def _paths(builder: Builder, model: nn.Module, loss: Any, examples: int, side: int, epochs: int) -> dict[str, Any]:
+    device, part = pick_device(), _part(builder, examples)
     start = parameters_to_vector(model.parameters()).detach().clone()
     inputs, target = next(Feed(part, len(part), seed=builder.seed).parts(0, device))
     assert target is not None
@@ -66,32 +88,32 @@ def _paths(builder: Builder, seconds: float, examples: int) -> dict[str, Any] | 
             return float(loss(model(*inputs).float(), target))
 
     rate = _stable_rate(model, inputs, target, loss, start)
-    sizes = {"full batch": len(part), f"batches of {MINI}": MINI, "one by one": 1}
-    began = time.monotonic()
-    loss_at(start)
-    grid_seconds = GRID**2 * (time.monotonic() - began)
-    an_epoch = sum(_seconds_of_step(model, Feed(part, batch), loss) * len(part) / batch for batch in sizes.values())
-    epochs = int(min(4 * SNAPSHOTS, (seconds - grid_seconds) / an_epoch)) // SNAPSHOTS * SNAPSHOTS
-    if epochs < SNAPSHOTS:
-        return None
-    found = {}
-    for name, batch in sizes.items():
+    found, left_out = dict[str, Tensor](), dict[str, str]()
+    for name, batch in _sizes(len(part)).items():
         vector_to_parameters(start.clone(), model.parameters())
-        with suppress(ValueError):  # a batch of one example cannot be normalised
+        try:
             descended = _descend(model, Feed(part, batch, seed=builder.seed), loss, rate, epochs)
-            if bool(torch.isfinite(descended).all()):  # at the rate of the full batch smaller ones may diverge
-                found[name] = descended
+        except Exception as error:  # a batch of one example cannot be normalised, and the user's model may raise anything
+            left_out[name] = first_line(error)
+            continue
+        if bool(torch.isfinite(descended).all()):
+            found[name] = descended
+        else:
+            left_out[name] = "diverges at that rate"
+    if not any((f != start).any() for f in found.values()):
+        return {"reason": "no descent moved the weights"}
     moves = torch.cat([f - start for f in found.values()])
     _, _, directions = torch.pca_lowrank(moves, q=2, center=False)
     flat = {name: ((f - start) @ directions).cpu().numpy() for name, f in found.items()}
     every = np.concatenate(list(flat.values()))
     low, high = every.min(0), every.max(0)
     low, high = low - ROOM * (high - low), high + ROOM * (high - low)
-    xs, ys = (np.linspace(low[i], high[i], GRID) for i in range(2))
+    xs, ys = (np.linspace(low[i], high[i], side) for i in range(2))
     grid = [[loss_at(start + directions @ torch.tensor([x, y], dtype=start.dtype, device=device)) for x in xs] for y in ys]
     return {
         "paths": {name: p.round(5).tolist() for name, p in flat.items()}, "x": xs.tolist(), "y": ys.tolist(),
         "loss": [[v if np.isfinite(v) else None for v in row] for row in grid], "rate": rate, "examples": len(part), "epochs": epochs,
+        "left_out": left_out,
         "explained": float((moves @ directions).square().sum() / moves.square().sum()),
     }  # fmt: skip
 
@@ -117,7 +139,7 @@ def _stable_rate(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor, l
 
 def _seconds_of_step(model: nn.Module, feed: Feed, loss: Any, steps: int = 3) -> float:
     began = time.monotonic()
-    with suppress(ValueError):  # a batch of one example cannot be normalised
+    with suppress(Exception):  # a batch of one example cannot be normalised: why is said where it is descended
         for step in range(steps):
             for inputs, target in feed.parts(step, pick_device()):
                 loss(model(*inputs).float(), target).backward()

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from tenfold.batch import NoiseMeter, NoiseScale
-from tenfold.build import Builder
+from tenfold.build import Builder, explained
+from tenfold.errors import WorkloadError
 from tenfold.store import Step
 from tenfold.train.config import TrainConfig
 from tenfold.train.feed import Feed
@@ -44,10 +45,11 @@ def reference(builder: Builder, training: TrainConfig) -> Step:
             if builder.note is not None:
                 builder.note("reference training", share)
 
-        facts = fit(
-            model, train, workload.loss_function(), training, seed=builder.seed, augment=workload.augment,
-            checkpoint=folder / "train.checkpoint", progress=keep, seconds_left=builder.seconds_left,
-        )  # fmt: skip
+        with explained("the reference training", training):
+            facts = fit(
+                model, train, workload.loss_function(), training, seed=builder.seed, augment=workload.augment,
+                checkpoint=folder / "train.checkpoint", progress=keep, seconds_left=builder.seconds_left,
+            )  # fmt: skip
         save_weights(model, folder / weights_at(1))
         return facts
 
@@ -72,22 +74,35 @@ def noise_at(builder: Builder, weights: Path, training: TrainConfig, *, seconds:
 
     Args:
         most: examples that fit into memory at once.
+
+    Raises:
+        WorkloadError: the model cannot be trained with such batches, or no gradient is finite.
     """
     model, device = at(builder, weights).train(), pick_device()
     train = builder.examples.split("train")
-    micro = max(1, min(MICRO, most, len(train) // PARTS))
-    config = dataclasses.replace(training, batch_size=PARTS * micro, accumulate=PARTS)
+    parts, micro = divided(len(train), most)
+    config = dataclasses.replace(training, batch_size=parts * micro, accumulate=parts)
     feed = Feed(train, config.batch_size, seed=builder.seed + 1, augment=builder.workload.augment)
-    meter, loss = NoiseMeter(model), builder.workload.loss_function()
+    of_all = len(train) if builder.workload.augment is None else None  # what is augmented has no end
+    meter, loss = NoiseMeter(model, population=of_all), builder.workload.loss_function()
     torch.manual_seed(builder.seed)
     began, step = time.monotonic(), 0
-    while step < 2 or time.monotonic() - began < seconds:
+    while step < 2 or (time.monotonic() - began < seconds and meter.skipped < step):  # as soon as none of several steps was finite, none will be
         model.zero_grad(set_to_none=True)
-        add_gradients(model, feed, step, loss, config, device, after=meter.add)
+        with explained("measuring the noise of the gradient", config):
+            add_gradients(model, feed, step, loss, config, device, after=meter.add)
         meter.step()
         step += 1
         if step >= 8 and step.bit_count() == 1:  # at powers of two, so that looking often makes no difference
             found = meter.noise_scale()
             if found.high <= WIDE * found.low:
                 break
+    if meter.skipped == step:
+        raise WorkloadError("no gradient was finite: scale the inputs, or lower the learning rate")
     return meter.noise_scale()
+
+
+def divided(examples: int, most: int) -> tuple[int, int]:
+    """Parts of a step that measures noise, two at least, and the examples in each: one only where there is no room, or no data, for more."""
+    micro = max(1, min(MICRO, most, max(2, examples // PARTS), examples // 2))
+    return min(PARTS, examples // micro), micro

@@ -19,19 +19,20 @@ import numpy as np
 from tenfold import device
 from tenfold.batch.calibrate import Point
 from tenfold.batch.predict import StepTime, times
-from tenfold.build import Builder
+from tenfold.build import Builder, explained
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.ledger import Ledger
 from tenfold.measure import Samples
-from tenfold.memory import Fit, try_step
+from tenfold.memory import Fit, too_much, try_step
 from tenfold.progress import View, make_view
-from tenfold.runs import check_same, run_folder
+from tenfold.runs import check_same, check_seed, run_folder
 from tenfold.store import Store, cache_dir, unwritable, write_atomic
 from tenfold.sweep.branches import Branch, Brancher, Milestone
 from tenfold.sweep.conclude import conclude, finite
 from tenfold.sweep.page import write_page
 from tenfold.sweep.paths import paths
-from tenfold.sweep.reference import MILESTONES, noise_at, reference, weights_at
+from tenfold.sweep.reference import MILESTONES, noise_at, weights_at
+from tenfold.sweep.target import aimed
 from tenfold.sweep.times import candidates, step_times, steppers
 from tenfold.train.config import TrainConfig, parts_of
 from tenfold.train.loop import pick_device
@@ -66,6 +67,7 @@ def study(
     workload: Workload | str,
     *,
     data: str | Path | None = None,
+    target: float | None = None,
     budget: float = 600.0,
     seed: int = 0,
     out: str | Path | None = None,
@@ -76,6 +78,7 @@ def study(
 
     Args:
         workload: one built in code, a built-in's name, or path/to/file.py[:name]. Its `training` is the reference.
+        target: loss on valid that is to be reached; the reference is made longer or shorter for it. None: what the reference comes to.
         budget: seconds, about.
         out: folder of the study; default runs/<workload>-batch-<number>.
         resume: go on with the study in `out` (default: the workload's newest).
@@ -85,12 +88,15 @@ def study(
     """
     if not (math.isfinite(budget) and budget > 0):
         raise TenfoldError(f"budget is {budget}: it must be above 0 seconds")
+    if target is not None and not math.isfinite(target):
+        raise TenfoldError(f"target is {target}: give a loss")
+    check_seed(seed)
     task = find(workload, None if data is None else Path(data)) if isinstance(workload, str) else workload
     task = dataclasses.replace(task, name=task.name or "workload")
     folder = run_folder(f"{task.name}-batch", out, resume=resume)
     ledger, told = Ledger(folder, resume=resume), make_view(view) if isinstance(view, str) else view
     try:
-        return _carry_out(task, budget, seed, folder, ledger, told)
+        return _carry_out(task, target, budget, seed, folder, ledger, told)
     except TenfoldError:
         if not ledger.knows("fits"):
             ledger.discard()
@@ -100,13 +106,15 @@ def study(
         ledger.close()
 
 
-def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: Ledger, view: View) -> Study:
+def _carry_out(task: Workload, target: float | None, budget: float, seed: int, folder: Path, ledger: Ledger, view: View) -> Study:
     examples = load(task)
     for note in (*ledger.notices, *examples.notes):
         view.say(note)
     builder = Builder(task, examples, Store(cache_dir() / "steps"), seed=seed, threads=device.cores(), note=view.note)
     train = examples.split("train")
-    check_same(ledger, folder, {"workload": builder.workload_id, "seed": seed, "budget_seconds": budget})
+    check_same(ledger, folder, {"workload": builder.workload_id, "target": target, "seed": seed, "budget_seconds": budget})
+    if len(train) < 2:
+        raise WorkloadError("one example says nothing of the noise of a gradient: give more training data")
     builder.check()
     builder.check_mean_loss()
 
@@ -131,15 +139,23 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
     samples = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
     wall, cpu = _means(samples, "wall"), _means(samples, "cpu")
     own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro), grow=1, resize=1.0)
-    training, shortened = _affordable(own, wall.at(base), len(train), REFERENCE_SHARE * budget)
-    if shortened is not None:
+    for_reference = REFERENCE_SHARE * budget
+    training, shortened = _affordable(own, wall.at(base), len(train), for_reference)
+    if shortened is not None and target is None:
         view.say(shortened)
-    trained = reference(builder, training)
-    steps = int(trained.meta["steps"])
+    aim = aimed(builder, training, target, most=max(1, int(for_reference / 2 / wall.at(base))), remember=ledger.remember)
+    training, trained, steps = aim.training, aim.trained, aim.steps
+    if not aim.reached:
+        view.say(f"the loss of {target:g} was not reached: the reference came to {aim.loss:.4g}, which batches are compared at; give a larger --budget")
 
     def noise(share: float) -> dict[str, Any]:
         view.note("noise of the gradient", share)
-        return noise_at(builder, trained.path / weights_at(share), training, seconds=NOISE_SHARE * budget / len(MILESTONES), most=micro).to_json()
+        try:
+            found = noise_at(builder, trained.path / weights_at(share), training, seconds=NOISE_SHARE * budget / len(MILESTONES), most=micro)
+        except WorkloadError as error:
+            view.say(f"noise of the gradient after {share:.0%} of the reference: {error}")
+            return {"value": None, "low": None, "high": None, "reason": str(error)}
+        return {**found.to_json(), "reason": None}
 
     noises = [ledger.remember(f"noise:{share:g}", partial(noise, share)) for share in MILESTONES]
     def for_branches() -> float:
@@ -160,8 +176,9 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
         "environment": device.environment(),
         "reference": {
             **{k: getattr(training, k) for k in ("optimizer", "learning_rate", "epochs")}, "batch": base, "steps": steps,
-            "seconds": trained.meta["seconds"], "shortened": shortened, "losses": trained.meta["losses"],
+            "seconds": trained.meta["seconds"], "shortened": shortened if target is None else None, "losses": trained.meta["losses"],
         },
+        "target": {"asked": target, "loss": aim.loss, "reached": aim.reached},
         "fits": [dataclasses.asdict(f) for f in fits],
         "step_milliseconds": {b: {kind: _mean_of(s, kind).to_json() for kind in ("wall", "cpu")} for b, s in samples.items()},
         "noise": [{"share": share, **of_gradient} for share, of_gradient in zip(MILESTONES, noises, strict=True)],
@@ -180,14 +197,22 @@ def _carry_out(task: Workload, budget: float, seed: int, folder: Path, ledger: L
 
 
 def _fits(builder: Builder, budget: float, view: View) -> list[dict[str, Any]]:
-    """One step with batches of twice the size each, until one does not fit, takes too long, or is all the data."""
-    found: list[Fit] = []
-    for batch in candidates(1, len(builder.examples.split("train"))):
-        began = time.monotonic()
-        found.append(try_step(lambda size: steppers(builder, builder.workload.training, [size], size)[size](), batch, pick_device()))
+    """One step with batches of twice the size each, until one does not fit, takes too long, or is all the data; and with the workload's own."""
+    examples, found = len(builder.examples.split("train")), list[Fit]()
+
+    def tried(batch: int) -> Fit:
         view.note(f"memory: batch {batch:,}", 0.0)
-        if time.monotonic() - began > SLOWEST_SHARE * budget or (found[-1].reason is not None and any(f.reason is None for f in found)):
+        return try_step(lambda size: steppers(builder, builder.workload.training, [size], size)[size](), batch, pick_device())
+
+    for batch in candidates(1, examples):
+        began = time.monotonic()
+        found.append(tried(batch))
+        some = any(f.reason is None for f in found)  # the smallest may be none that can be normalised
+        if too_much(found[-1]) or (some and (found[-1].reason is not None or time.monotonic() - began > SLOWEST_SHARE * budget)):
             break
+    own = min(builder.workload.training.batch_size, examples)
+    if found[-1].reason is None and found[-1].batch < own:
+        found.append(tried(own))
     return [dataclasses.asdict(f) for f in found]
 
 
@@ -198,8 +223,10 @@ def _why(fits: list[Fit], examples: int) -> str:
 
 
 def _times(builder: Builder, sizes: list[int], micro: int, budget: float) -> dict[str, Any]:
-    steps = steppers(builder, builder.workload.training, sizes, micro)
-    return {str(b): s.to_json() for b, s in step_times(steps, seconds=TIMES_SHARE * budget).items()}
+    training = builder.workload.training
+    with explained("a training step", training):
+        samples = step_times(steppers(builder, training, sizes, micro), seconds=TIMES_SHARE * budget)
+    return {str(b): s.to_json() for b, s in samples.items()}
 
 
 def _mean_of(samples: Samples, kind: Literal["wall", "cpu"]) -> Interval:

@@ -11,6 +11,7 @@ from tenfold.errors import WorkloadError
 
 Optimizer = Literal["sgd", "adamw", "lion", "muon"]
 Schedule = Literal["linear", "cosine", "one_cycle", "stable", "free"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class TrainConfig:
     """On weights; not on biases nor normalisation parameters."""
     warmup: float = 0.2
     """Share of the training in which the rate rises to its peak."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     """bfloat16: autocast; the weights stay float32."""
     channels_last: bool = False
     """Memory format of four-dimensional inputs and weights."""
@@ -48,10 +49,11 @@ class TrainConfig:
     """Share of the training, at its end, over which weights are averaged (Izmailov et al. 2018, arXiv:1803.05407); 0: not at all."""
     grow: int = 1
     """The batch at the end over that at the start, a power of two: it doubles after equal shares of the examples."""
-    state: Literal["float32", "bfloat16"] = "float32"
+    state: Precision = "float32"
     """In which the optimizer keeps what it remembers between steps; not of a schedule-free one, whose state is where it steps from."""
     recompute: tuple[str, ...] = ()
-    """Names of modules that keep nothing for the backward pass but their inputs, and compute the rest again: less memory for more time."""
+    """Names of modules, as the model's `named_modules` has them, that keep nothing for the backward pass but their inputs, and compute the rest
+    again: less memory for more time."""
     dropout: float = 1.0
     """Share of the rates of dropout that the model says."""
     resize: float = 1.0
@@ -59,16 +61,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "learning_rate"):
-            if getattr(self, name) <= 0:
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be above 0")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise WorkloadError(f"training: weight_decay is {self.weight_decay}: it must be at least 0")
         if self.accumulate > self.batch_size:
             raise WorkloadError(f"training: a batch of {self.batch_size} cannot be made of {self.accumulate} micro-batches: give a smaller accumulate")
-        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule)):
+        for name, kind in (("optimizer", Optimizer), ("schedule", Schedule), ("dtype", Precision), ("state", Precision)):
             if (value := getattr(self, name)) not in get_args(kind):
                 raise WorkloadError(f"training: {name} {value!r} is not known: use {', '.join(get_args(kind))}")
         if self.schedule == "free" and self.optimizer not in ("sgd", "adamw"):
             raise WorkloadError(f"training: there is no schedule-free {self.optimizer}: use sgd or adamw, or another schedule")
-        for name in ("momentum", "second_beta", "average"):
+        for name in ("momentum", "second_beta", "average", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if self.schedule == "free" and not self.momentum > 0:
@@ -79,8 +83,6 @@ class TrainConfig:
             raise WorkloadError(f"training: resize is {self.resize}: images begin at a share of their size, above 0 and up to 1")
         if not isinstance(self.grow, int) or self.grow < 1 or self.grow & (self.grow - 1):
             raise WorkloadError(f"training: grow is {self.grow}: it must be a power of two")
-        if self.state not in ("float32", "bfloat16"):
-            raise WorkloadError(f"training: state {self.state!r} is not known: use float32 or bfloat16")
         if self.schedule == "free" and self.state != "float32":
             raise WorkloadError("training: a schedule-free optimizer steps from its state: leave it in float32")
         if self.schedule == "free" and self.average:

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tenfold.errors import WorkloadError
+
 TIMED = 3
 """Forward passes by which blocks are timed."""
 
@@ -28,8 +30,14 @@ def recomputing(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Let these modules of a model keep their inputs alone, for the backward passes that come while it is open.
 
     What is learned is the same, to the bit: dropout draws the same again, and batch normalisation moves its running statistics once.
+
+    Args:
+        names: as in `model.named_modules()`; or as they are within the one module that has such a name, where models are wrapped.
+
+    Raises:
+        WorkloadError: there is no such module.
     """
-    modules = [model.get_submodule(name) for name in names]
+    modules = [_named(model, name) for name in names]
     for module in modules:
         module.forward = partial(_again, module, module.forward)
     try:
@@ -37,6 +45,14 @@ def recomputing(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     finally:
         for module in modules:
             del module.forward
+
+
+def _named(model: nn.Module, name: str) -> nn.Module:
+    found: list[nn.Module] = [module for known, module in model.named_modules() if known == name or known.endswith(f".{name}")]
+    exact: list[nn.Module] = [module for known, module in model.named_modules() if known == name != ""]
+    if not exact and (not name or len(found) != 1):
+        raise WorkloadError(f"recompute: {len(found) or 'none'} of the model's modules {'are' if found else 'is'} named {name!r}: give names that named_modules() has")
+    return (exact or found)[0]
 
 
 def _again(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -110,18 +126,24 @@ def blocks_of(model: nn.Module, step: Callable[[], Tensor]) -> list[Block]:
     }  # fmt: skip
     blocks = {name: Block(name=name) for name in sorted(names)}
     weights = {memory_of(t) for t in (*model.parameters(), *model.buffers())}
+    on_gpu = any(p.is_cuda for p in model.parameters())
     times: dict[str, list[float]] = {name: [] for name in blocks}
     given: dict[str, dict[int, Tensor]] = {}
     saved: dict[str, dict[int, Tensor]] = {name: {} for name in ("", *blocks)}  # "" is all that is saved; held, so that no memory becomes another's
     open_now: list[tuple[str, float]] = []
 
+    def now() -> float:
+        if on_gpu:  # else what is timed is how long it takes to say what is to be done
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def enter(name: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
         given[name] = {memory_of(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         blocks[name].calls += 1
-        open_now.append((name, time.perf_counter()))
+        open_now.append((name, now()))
 
     def leave(name: str, _module: nn.Module, _args: Any, _output: Any) -> None:
-        times[name].append(time.perf_counter() - open_now.pop()[1])
+        times[name].append(now() - open_now.pop()[1])
 
     def pack(tensor: Tensor) -> Tensor:
         at = memory_of(tensor)

@@ -190,7 +190,7 @@ def training_of(spec: Spec, training: TrainConfig) -> TrainConfig:
         return TrainConfig(batch_size=training.batch_size, accumulate=training.accumulate, optimizer="sgd", weight_decay=1e-4, channels_last=True)
     if spec["family"] == "table":
         return TrainConfig(batch_size=training.batch_size, accumulate=training.accumulate, weight_decay=1e-4)
-    return training
+    return dataclasses.replace(training, recompute=())  # a student has modules of its own
 
 
 def learning_rate(spec: Spec, training: TrainConfig) -> float:
