@@ -32,7 +32,7 @@ SHARE = 0.4
 class Batch:
     name = "batch"
     stages: tuple[Stage, ...] = (Stage.TRAIN,)
-    rank = 1
+    rank = 0
     touches = frozenset({"training"})
     summary = "another batch size, fixed or growing, with the rate that goes with it"
 

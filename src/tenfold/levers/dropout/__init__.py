@@ -19,7 +19,7 @@ SHARE = 0.2
 class Dropout:
     name = "dropout"
     stages: tuple[Stage, ...] = (Stage.TRAIN,)
-    rank = 1
+    rank = 0
     touches = frozenset({"training"})
     summary = "less dropout, or none, while training"
 

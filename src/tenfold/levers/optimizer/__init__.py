@@ -28,8 +28,8 @@ RATES = (1 / 3, 1.0, 3.0)
 SCHEDULES: tuple[dict[str, Any], ...] = (
     {"schedule": "linear", "average": 0.0}, {"schedule": "one_cycle", "average": 0.0}, {"schedule": "cosine", "average": 0.0}, {"schedule": "stable", "average": 0.1},
 )  # fmt: skip
-SHARE = 0.5
-"""Of the budget that is left, for all families together: each has the same part of it, and the rest is for other levers of training."""
+SHARE = 0.8
+"""Of the budget that is left, for all families together: each has the same part of it."""
 
 
 class Optimizer:
