@@ -116,7 +116,7 @@ def test_those_that_free_most_for_their_cost_come_first() -> None:
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
-    for name, message in (("nowhere", "none of the model's modules is named 'nowhere'"), ("inner", "8 of the model's modules are named 'inner'"), ("", "are named ''")):
+    for name, message in (("nowhere", "none of the model's modules is named 'nowhere'"), ("inner", "8 of the model's modules are named 'inner'"), ("", "is named ''")):
         with pytest.raises(WorkloadError, match=message), recomputing(Deep(), [name]):
             pass
 

@@ -488,7 +488,7 @@ def explained(what: str, training: TrainConfig) -> Iterator[None]:
         yield
     except (TenfoldError, OSError):
         raise
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         raise WorkloadError(f"{what} raised {type(error).__name__}: {first_line(error)}{_remedy(error, training)}") from error
 
 

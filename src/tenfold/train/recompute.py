@@ -48,11 +48,11 @@ def recomputing(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:
-    found: list[nn.Module] = [module for known, module in model.named_modules() if known == name or known.endswith(f".{name}")]
-    exact: list[nn.Module] = [module for known, module in model.named_modules() if known == name != ""]
-    if not exact and (not name or len(found) != 1):
+    modules: dict[str, nn.Module] = {known: module for known, module in model.named_modules() if known}
+    found = [modules[name]] if name in modules else [module for known, module in modules.items() if name and known.endswith(f".{name}")]
+    if len(found) != 1:
         raise WorkloadError(f"recompute: {len(found) or 'none'} of the model's modules {'are' if found else 'is'} named {name!r}: give names that named_modules() has")
-    return (exact or found)[0]
+    return found[0]
 
 
 def _again(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
