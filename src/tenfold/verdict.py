@@ -30,6 +30,8 @@ COST_BAR = 1.02
 RESAMPLES = 2_000
 BEYOND = 100
 """Resampled means beyond either end of an interval, at the least: fewer say too little of where it is."""
+MOST_RESAMPLES = 200_000
+"""Up to which that is kept: at levels beyond 0.999 fewer have to do."""
 LEAST_P = 1e-6
 FEW_DIFFER = 5
 """Units that differ, below which a bootstrap has too little to draw from."""
@@ -162,14 +164,14 @@ def bootstrap_difference(
     Args:
         baseline, candidate: (n,) scores of the same examples.
         groups: (n,) labels; examples of one group are not independent. None: every example is its own.
-        resamples: None: as many as leave `BEYOND` of them beyond either end.
+        resamples: None: as many as leave `BEYOND` of them beyond either end, `MOST_RESAMPLES` at the most.
     """
     difference = np.asarray(candidate, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     if difference.ndim != 1 or difference.size == 0:
         raise ValueError("paired scores need two equally long, non-empty arrays of shape (n,)")
     sums, counts = _group_sums(difference, groups)
     value = float(sums.sum() / counts.sum())
-    draws = _resampled_means(sums, counts, seed, resamples or max(RESAMPLES, round(2 * BEYOND / (1 - level))))
+    draws = _resampled_means(sums, counts, seed, resamples or min(max(RESAMPLES, round(2 * BEYOND / (1 - level))), MOST_RESAMPLES))
     jackknife = (sums.sum() - sums) / np.maximum(counts.sum() - counts, 1)
     bias, acceleration = _bca_constants(value, draws, jackknife)
     low, high = (

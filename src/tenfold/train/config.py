@@ -72,7 +72,9 @@ class TrainConfig:
                 raise WorkloadError(f"training: {name} {value!r} is not known: use {', '.join(get_args(kind))}")
         if self.schedule == "free" and self.optimizer not in ("sgd", "adamw"):
             raise WorkloadError(f"training: there is no schedule-free {self.optimizer}: use sgd or adamw, or another schedule")
-        for name in ("momentum", "second_beta", "average", "warmup"):
+        if not 0 <= self.warmup <= 1:
+            raise WorkloadError(f"training: warmup is {self.warmup}: it must be from 0 to 1")
+        for name in ("momentum", "second_beta", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise WorkloadError(f"training: {name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if self.schedule == "free" and not self.momentum > 0:
