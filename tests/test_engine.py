@@ -155,6 +155,20 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(graph, before):
     assert (done.stdout.strip(), done.returncode) == ("['1']", 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_engine_changes_which_cores_its_caller_may_use(graph, engine):
+    """OpenVINO would give back the cores that there were when it was loaded, here one."""
+    code = (
+        "import os, sys; import numpy as np; from pathlib import Path; from tenfold.engine import SessionConfig, open_session\n"
+        "cores = os.sched_getaffinity(0); os.sched_setaffinity(0, [max(cores)])\n"
+        f"run = lambda: open_session(Path({str(graph)!r}), SessionConfig(engine={engine!r}))([np.ones((2, 16), np.float32), np.ones((2, 1), np.float32)])\n"
+        "run(); os.sched_setaffinity(0, cores); run(); print(os.sched_getaffinity(0) == cores)"
+    )
+    assert python(code).stdout.strip() == "True"
+
+
 @needs_openvino
 def test_openvino_is_imported_without_its_telemetry(graph):
     done = python(

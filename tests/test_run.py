@@ -257,7 +257,7 @@ def test_where_eager_pytorch_is_the_cheaper_baseline_leaving_it_is_the_first_fac
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_where_time_counts_the_threads_of_the_baseline_are_tuned_and_stated(tmp_path: Path, objective: str) -> None:
-    counts, cores = device.thread_counts(), device.cores()  # before: in a process that had run many tests they were seen to be fewer again after it
+    counts, cores = device.thread_counts(), device.cores()
     document = run(small_workload(), out=tmp_path / "run", budget=300, objective=objective, levers=["runtime"], view="quiet").document
     entries = [_entry(line) for line in (tmp_path / "run" / "ledger.jsonl").read_bytes().splitlines()]
     tuned = next(e["value"]["threads"] for e in entries if e["key"] == "cost:baseline threads")

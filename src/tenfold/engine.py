@@ -144,6 +144,9 @@ def _openvino(path: Path, config: SessionConfig) -> Runner:
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[config.precision],
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
+            # pinned, the calling thread is bound to the first core during a call (of every process to the same), and after it to the
+            # cores that it had when OpenVINO was loaded
+            "ENABLE_CPU_PINNING": "NO",
         },
     )
     request = compiled.create_infer_request()
