@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.candidate import Rung
+from tenfold.candidate import Candidate, Rung
 from tenfold.joint import ROUND, JointSearch, Trial, ask, contribution, hypervolume, searched
 from tenfold.lever import Stage, discover
 from tenfold.recipe import Recipe
 from tenfold.search import Settings
+from tenfold.train.config import TrainConfig
+from tenfold.verdict import Decision, Interval, Verdict
 
 SPACE = {"model": ["none", "distill", "prune"], "width": list(range(8, 97, 8)), "use quantize": [False, True]}
 
@@ -218,3 +222,40 @@ def test_what_the_budget_ended_before_is_no_trial(monkeypatch) -> None:
     joint = JointSearch(search=search, levers={Stage.MODEL: [stubs["fits"]], Stage.COMPRESSION: []})
     assert not joint._explore(0)
     assert all(t.point["model"] == 0 for t in joint.trials), "the baseline alone is known without a measurement"
+
+
+class Student(Stub):
+    """Of a width whose square is what an epoch takes in seconds."""
+
+    def at(self, situation, point):
+        return {**point, "epochs": 8.0}
+
+    def longer(self, config, times):
+        return config | {"epochs": max(1.0, round(config["epochs"] * times))}
+
+    def training(self, config, training):
+        return replace(training, epochs=config["epochs"])
+
+
+def test_no_short_training_takes_more_than_leaves_time_for_a_round_of_each_kind(monkeypatch) -> None:
+    stubs = {"student": Student("student", {"width": [1, 2, 10]})}
+    monkeypatch.setattr("tenfold.lever.discover", lambda: stubs)
+    monkeypatch.setattr(Student, "apply", lambda self, plan, config: plan)
+    search, asked = StubSearch(), []
+    search.root = Rung(recipe=Recipe(workload="w"), plan=SimpleNamespace(training=TrainConfig()))
+    search.epoch_seconds = lambda lever, now, configs, trainings: [float(c["width"] ** 2) for c in configs]
+
+    def measure(turn, entries):
+        asked.extend(e.config for e in entries)
+        verdict = Verdict(decision=Decision.TAKE, reason="", quality=Interval(value=-0.1, low=-0.2, high=0.0))
+        gain = Interval(value=2.0, low=1.9, high=2.1)
+        return [Candidate(**vars(e), stage=Stage.MODEL, verdict=verdict, gain=gain) for e in entries], False
+
+    search.joint_round = measure
+    joint = JointSearch(search=search, levers={Stage.MODEL: [stubs["student"]], Stage.COMPRESSION: []}, short_seconds=10.0)
+    for turn in range(8):
+        joint._explore(turn)
+    assert sorted((c["width"], c["epochs"]) for c in asked) == [(1, 8.0), (2, 2.0)], "each once, and none of the width that could hardly begin"
+    values = {joint._space["student: width"][t.point["student: width"]]: t.values for t in joint.trials if t.point["model"]}
+    assert values[1] == values[2] == (-0.1, math.log(2.0))
+    assert values[10] == (-0.1, math.log(2.0)), "as the worst in quality, at what it costs"

@@ -80,6 +80,9 @@ def search(name: str, data: Path | None, minutes: int, folder: Path, trained: Pa
         partial = cache.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(trained, partial / "steps" / trained.name)
+        openings = cache_dir() / "openings"  # of the test split: counted over all runs
+        openings.mkdir(parents=True, exist_ok=True)
+        (partial / "openings").symlink_to(openings.resolve())
         partial.rename(cache)
     command = [sys.executable, "-m", "tenfold.cli", "run", name, "--budget", f"{minutes}m", "--out", str(folder)]
     command += ["--data", str(data)] if data else []
@@ -94,7 +97,7 @@ def row_of(minutes: int, result: dict[str, Any]) -> dict[str, Any]:
     return {
         "minutes": minutes, "label": certified and certified["label"], "quality_difference": certified and certified["quality_difference"],
         "baseline_quality": result["baseline"]["quality"],
-        **{k: result[k] for k in ("gain", "points", "attribution", "best_single", "joint_search", "spent", "environment")},
+        **{k: result[k] for k in ("gain", "points", "attribution", "best_single", "joint_search", "spent", "test_openings", "environment")},
     }  # fmt: skip
 
 

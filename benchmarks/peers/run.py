@@ -69,7 +69,8 @@ class Side:
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise RuntimeError((self.errors.read().strip().splitlines() or [f"it ended on {command}"])[-1][:300])
+            what = "loading it" if "load" in command else "running it"
+            raise RuntimeError(f"{what}: {last_error(self.errors.read())}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -122,7 +123,7 @@ def main() -> None:
         "workload": workload.name, "rows": rows, "failed": {n: m["failed"] for n, m in made.items() if "failed" in m}, "best_peer": best, "tenfold_over_best_peer": advantage.to_json(),
         "environment": device.environment(),
     }  # fmt: skip
-    target = arguments.out or Path("records/peers") / f"{workload.name}.json"
+    target = arguments.out or Path("records/peers") / f"{workload.name}.{record['environment']['cpu_class']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     samples = json.dumps({str(b): as_json(s) for b, s in points.items()}).encode()
     write_atomic(target.with_suffix(".samples.json.gz"), gzip.compress(samples, mtime=0))
@@ -173,7 +174,7 @@ def make_all(
         made[name] = {"seconds": time.perf_counter() - began, "lines": user_lines((HERE / script).read_text())}
         out = next(g for g in reversed(given) if isinstance(g, Path))
         if done.returncode or not out.exists():
-            made[name]["failed"] = last_error(done.stderr)
+            made[name]["failed"] = f"making it: {last_error(done.stderr)}"
             print(f"{name} failed: {made[name]['failed']}", flush=True)
             continue
         sides[name] = (python if kind == "torch" else here, kind, out)
@@ -184,9 +185,10 @@ def make_all(
 
 
 def last_error(stderr: str) -> str:
-    """The last line that names an exception, or that there is."""
+    """The last line that names an exception: the first one after a traceback that is not indented; else the last that there is."""
     lines = stderr.strip().splitlines() or ["it wrote nothing"]
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)), lines[-1])[:300]
+    begins = max((i for i, line in enumerate(lines) if line.startswith("Traceback")), default=len(lines))
+    return next((line for line in lines[begins + 1 :] if re.match(r"[\w.]+(: |$)", line)), lines[-1])[:300]
 
 
 def measure(

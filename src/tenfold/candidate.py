@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tenfold.certify import Standing, front
-from tenfold.lever import Config, Stage
+from tenfold.lever import Config, Stage, spread
 from tenfold.plan import Plan
 from tenfold.recipe import Recipe
 from tenfold.verdict import Decision, Interval, Verdict
@@ -95,9 +95,7 @@ def parts_front(candidates: Sequence[Candidate]) -> list[Candidate]:
         if not any(o.quality.value > s.quality.value and o.gain.value * ABOUT_THE_COST >= s.gain.value for o in standings)
     ]  # fmt: skip
     best = front(unbeaten)
-    if len(best) > MOST_PARTS:  # both ends, and what lies evenly between
-        best = [best[round(i * (len(best) - 1) / (MOST_PARTS - 1))] for i in range(MOST_PARTS)]
-    kept = {s.recipe for s in best}
+    kept = {s.recipe for s in spread(best, MOST_PARTS)}
     return [c for c in candidates if c.recipe.id in kept]
 
 

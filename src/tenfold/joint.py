@@ -9,14 +9,14 @@ the levers that compose.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tenfold.candidate import Candidate, Entrant
 from tenfold.foresee import may_compose, promising
-from tenfold.lever import Config, Lever, Searched, Stage, apply_all
+from tenfold.lever import Config, Lever, Searched, Stage, Trains, apply_all
 from tenfold.recipe import Pull, Recipe, digest
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ ROUND = 4
 COMPOSE_SHARE = 0.2
 """Of the time of the joint search, kept for compressing and composing at the end: no training may take it."""
 EXPLORE_SHARE = 0.5
-"""Of the rest, for short trainings; what is left then is for full ones."""
+"""Of the rest, for short trainings; what is left then is for full ones. No training takes more of it than leaves time for a round of each kind."""
+MOST_OVER = 2.0
+"""Times that part of the time, that the shortest training of a structure may take."""
 FULL_SHARE = 0.75
 """Of what is left, for each full training."""
 LEAST_TIMES, MOST_TIMES = 2.0, 40.0
@@ -67,6 +69,8 @@ class JointSearch:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SAMPLERS, 0.0))
     ended: list[tuple[str, int, float]] = field(default_factory=list)
     """Of each round: its sampler, and that sampler's trials and seconds when it ended."""
+    short_seconds: float = math.inf
+    """That a short training may take."""
 
     def run(self) -> dict[str, Any] | None:
         """Explore, then train the best in full; what the learned and the random rounds came to. None: there was no time."""
@@ -77,6 +81,7 @@ class JointSearch:
         if whole < ROUND * self._short_training():
             return None
         self.search.budget.later = COMPOSE_SHARE * left
+        self.short_seconds = EXPLORE_SHARE * whole / (ROUND * len(SAMPLERS))
         for turn in range(MOST_ROUNDS):
             if self.search.left(f"joint:explore:{turn}") <= (1 - EXPLORE_SHARE) * whole or not self._explore(turn):
                 break
@@ -106,23 +111,23 @@ class JointSearch:
         points = self.search.ledger.remember(f"ask:{turn}", lambda: ask(self._space, self.trials, sampler, seed=seed))
         entries = [self._entrant(p) for p in points]
         before = self.search.left(f"joint:before:{turn}")
-        known = {c.recipe.id: c for c in self.search.ladder.candidates if c.whole}
-        self.seen |= {e.recipe.id: known[e.recipe.id] for e in entries if e is not None and e.recipe.id in known}  # the ladder had it already
-        fresh = {e.recipe.id: e for e in entries if e is not None and e.recipe.id not in self.seen}
+        fresh = self._unseen([e for e in entries if e is not None])
         costs = self._costs(list(fresh.values()))
-        new = {name: e for name, e in fresh.items() if costs.get(name, 0.0) < 1.0}
-        measured, stopped = self.search.joint_round(turn, list(new.values()))
+        worth = {name: e for name, e in fresh.items() if costs.get(name, 0.0) < 1.0}
+        new = self._in_time(worth)
+        measured, stopped = self.search.joint_round(turn, list(self._unseen(new.values()).values()))
         self.seconds[sampler] += before - self.search.left(f"joint:after:{turn}")
         self.seen |= {c.recipe.id: c for c in measured}
         for point, entrant in zip(points, entries, strict=True):
             name = entrant.recipe.id if entrant is not None else ""
             if entrant is None:
                 values: tuple[float, float] | None = BASELINE_VALUES
-            elif costs.get(name, 0.0) >= 1.0:  # as if it came to no more than the worst: it was not worth a training
+            elif costs.get(name, 0.0) >= 1.0 or (name in worth and name not in new):  # as if it came to no more than the worst: it was not worth a training
                 values = (self._floor()[0], -math.log(costs[name])) if math.isfinite(costs[name]) else None
-            elif stopped and name not in self.seen:
-                continue  # the budget ended before it: nothing is known of it
             else:
+                name = new[name].recipe.id if name in new else name
+                if stopped and name not in self.seen:
+                    continue  # the budget ended before it: nothing is known of it
                 values = _values(self.seen.get(name))
             self.trials.append(Trial(sampler=sampler, point=point, values=values))
         self.ended.append((sampler, sum(t.sampler == sampler for t in self.trials), self.seconds[sampler]))
@@ -134,6 +139,32 @@ class JointSearch:
         for lever in self.levers[Stage.MODEL]:
             own = [e for e in entrants if e.recipe.pulls[0].lever == lever.name]
             out |= dict(zip((e.recipe.id for e in own), self._costs_compressed(lever, [e.recipe.pulls[0].config for e in own]), strict=True))
+        return out
+
+    def _unseen(self, entrants: Iterable[Entrant]) -> dict[str, Entrant]:
+        """By recipe, less what was measured; of that, what the ladder had is remembered."""
+        asked = {e.recipe.id: e for e in entrants}
+        self.seen |= {c.recipe.id: c for c in self.search.ladder.candidates if c.whole and c.recipe.id in asked}
+        return {name: e for name, e in asked.items() if name not in self.seen}
+
+    def _in_time(self, entrants: Mapping[str, Entrant]) -> dict[str, Entrant]:
+        """Entrants with no more of their training than there is time for; without those that could hardly begin."""
+        out, root = dict(entrants), self.search.root
+        for lever in (v for v in self.levers[Stage.MODEL] if isinstance(v, Trains)):
+            own = {name: e for name, e in entrants.items() if e.recipe.pulls[0].lever == lever.name}
+            configs = [e.recipe.pulls[0].config for e in own.values()]
+            trainings = [lever.training(c, root.plan.training) for c in configs]
+            found = self.search.epoch_seconds(lever, root, configs, trainings)
+            for (name, entrant), config, training, each in zip(own.items(), configs, trainings, found, strict=True):
+                seconds = math.inf if isinstance(each, str) else each * training.epochs
+                if seconds <= self.short_seconds:
+                    continue
+                shorter = lever.longer(config, self.short_seconds / seconds)
+                if lever.training(shorter, root.plan.training).epochs / training.epochs * seconds <= MOST_OVER * self.short_seconds:
+                    pulls = (Pull(lever=lever.name, config=shorter), *entrant.recipe.pulls[1:])
+                    out[name] = self._entered(replace(entrant.recipe, pulls=pulls))
+                else:
+                    del out[name]
         return out
 
     def _situation(self, stage: Stage) -> Situation:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from tenfold.data.split import Array
 from tenfold.insights import confidence
@@ -25,6 +25,7 @@ from tenfold.workload import Examples, Workload
 if TYPE_CHECKING:
     from tenfold.export import Served
 
+T = TypeVar("T")
 Config = dict[str, Any]
 """What a lever is pulled with: JSON, as it stands in a recipe."""
 
@@ -180,6 +181,13 @@ def floor(began_at: float, margin: float) -> float:
     return -margin if began_at >= -margin else began_at - margin
 
 
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly from the whole list, both ends among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / max(1, most - 1))] for i in range(most)]
+
+
 def dearest(ratios: Sequence[float | str], least: float) -> Refusal:
     """Why none of the structures that were measured will do: none is `least` times cheaper, or none can be built."""
     measured = [r for r in ratios if isinstance(r, float)]
@@ -226,6 +234,15 @@ class Searched(Lever, Protocol):
 
     def longer(self, config: Config, times: float) -> Config:
         """The config with so many times its training."""
+        ...
+
+
+@runtime_checkable
+class Trains(Lever, Protocol):
+    """A lever whose configs train a model."""
+
+    def training(self, config: Config, training: TrainConfig) -> TrainConfig:
+        """How a config's model is trained, where the baseline is as in `training`."""
         ...
 
 

@@ -37,7 +37,8 @@ def print_summary(result: dict[str, Any], folder: Path) -> None:
     console.print()
     console.print(escape(headline(result)), style="bold")
     if worst := result["points"][0]["worst_to_mean"]:
-        console.print(f"Cost depends on the input: the dearest prediction costs {worst:.1f} times the mean.")
+        over = worst / result["points"][0]["cpu"]["value"]
+        console.print(f"Cost depends on the input: the dearest prediction costs {worst:.1f} times the mean, and {over:.2f} times what the baseline does.")
     if result["workload"]["demo"]:
         console.print("This workload is a demonstration: its figures claim nothing.")
     console.print(f"report  {(folder / 'report.html').resolve().as_uri()}", soft_wrap=True)

@@ -100,7 +100,7 @@ def _cascade(sources: Sequence[Path], target: Path, materials: Materials, hand_o
     With the thresholds that are still to be set at 0, the graph answers by the part whose threshold is sought; those before it
     have handed on what they hand on.
     """
-    parts, inputs = [load(s) for s in sources], materials.examples.valid.inputs
+    parts, inputs = [load(s, i) for i, s in enumerate(sources, start=1)], materials.examples.valid.inputs
     n, thresholds = len(inputs[0]), [0.0] * len(hand_on)
     rows = np.arange(n)
     for i, share in enumerate(hand_on):

@@ -153,7 +153,7 @@ def _dims(info: onnx.ValueInfoProto) -> list[int | str]:
     return [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim]
 
 
-def load(path: Path) -> ModelProto:
+def load(path: Path, part: int = 1) -> ModelProto:
     """A graph whose output is one float (batch, classes), its nodes in order: tools that change graphs may append what comes first.
 
     Raises:
@@ -162,6 +162,6 @@ def load(path: Path) -> ModelProto:
     model = onnx.load(path)
     output = model.graph.output[0]
     if output.type.tensor_type.elem_type != TensorProto.FLOAT or len(_dims(output)) != 2:
-        raise GraphError(f"a cascade needs class scores (batch, classes) of float32, {path.name} gives {_dims(output)}: leave it out")
+        raise GraphError(f"a cascade needs class scores (batch, classes) of float32, part {part} gives {_dims(output)}: leave it out")
     ONNXModel(model).topological_sort()
     return model

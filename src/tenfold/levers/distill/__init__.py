@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import nn
 
 from tenfold import foresee
 from tenfold.export import Served
-from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest
+from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest, spread
 from tenfold.levers.distill import families, law
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
@@ -53,8 +53,6 @@ MIXUP_SHARE = 0.01
 """Of the budget, at which the joint search may choose mixup: the teacher has to answer on the mixed images too."""
 ANSWERING = 1 / 3
 """Arithmetic of a prediction over that of a training step."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +100,10 @@ class Distill:
     def longer(self, config: Config, times: float) -> Config:
         return config | {"epochs": max(min(1.0, config["epochs"]), float(round(config["epochs"] * times)))}
 
+    def training(self, config: Config, training: TrainConfig) -> TrainConfig:
+        how = families.training_of(config["student"], training)
+        return dataclasses.replace(how, epochs=config["epochs"], learning_rate=config["learning_rate"], dtype=config["dtype"], max_seconds=None)
+
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = DistillConfig(**config)
         done = ModelPass(
@@ -116,15 +118,9 @@ def _student(model: nn.Module, materials: Materials, spec: dict[str, Any]) -> nn
 
 
 def _teach(model: nn.Module, training: TrainConfig, materials: Materials, config: DistillConfig) -> dict[str, Any]:
-    how = _training(dataclasses.asdict(config), training)
+    how = lever.training(dataclasses.asdict(config), training)
     how = dataclasses.replace(how, learning_rate=how.learning_rate * materials.rate)
     return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=config.mixup)
-
-
-def _training(config: Config, training: TrainConfig) -> TrainConfig:
-    """How a student of a config is trained, where the baseline is as in `training`."""
-    how = families.training_of(config["student"], training)
-    return dataclasses.replace(how, epochs=config["epochs"], learning_rate=config["learning_rate"], dtype=config["dtype"], max_seconds=None)
 
 
 def _short(situation: Situation) -> Sequence[Config] | Refusal:
@@ -140,7 +136,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     specs = families.lighter(specs, situation)
     if not specs:
         return Refusal("every student of the families for these inputs would have very many more weights than the model: give student=, which builds the model at a share of its width")
-    specs = _spread(specs, max(LEAST_STRUCTURES, situation.sizable(SKELETON_SHARE) // FORMS))
+    specs = spread(specs, max(LEAST_STRUCTURES, situation.sizable(SKELETON_SHARE) // FORMS))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs, compressed=True)
     cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
@@ -190,7 +186,7 @@ def _worth_trying(cheaper: Sequence[tuple[Config, float]], situation: Situation)
     tiers = [[i for i, (_, ratio) in enumerate(cheaper) if low <= ratio < high] for low, high in reversed(TIERS)]
     tiers = [first(tier, TIMED, dict.fromkeys(tier, 1.0)) for tier in tiers]
     timed = [i for tier in tiers for i in tier]
-    trainings = [_training(cheaper[i][0], situation.plan.training) for i in timed]
+    trainings = [lever.training(cheaper[i][0], situation.plan.training) for i in timed]
     found = situation.epoch_seconds([cheaper[i][0] for i in timed], trainings)
     more = 0.0 if situation.answers_kept else _answering(situation)
     seconds = {i: each + more for i, each in zip(timed, found, strict=True) if isinstance(each, float)}
@@ -271,13 +267,6 @@ def _promise(tried: Tried, margin: float) -> float:
 
 def _rounded(epochs: float) -> float:
     return float(f"{epochs:.2g}")
-
-
-def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most so many, evenly from the whole list."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / max(1, most - 1))] for i in range(most)]
 
 
 def _json(situation: Situation, spec: dict[str, Any], epochs: float) -> Config:

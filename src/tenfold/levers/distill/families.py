@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tenfold.errors import WorkloadError, first_line
 from tenfold.export import Selected, Served, as_seen_by_model
-from tenfold.lever import Situation
+from tenfold.lever import Situation, spread
 from tenfold.levers.distill.students import ImageStudent, TableStudent, image_student, table_student
 from tenfold.plan import Materials
 from tenfold.teaching import in_bfloat16
@@ -265,7 +265,7 @@ def repeated_blocks(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
 def shallower(model: nn.Module, keep: int, example: tuple[Tensor, ...]) -> nn.Module:
     """`model`, in place, with `keep` of its repeated blocks, evenly spread, and the weights that they have."""
     names = repeated_blocks(model, example)
-    kept = {names[round(i * (len(names) - 1) / max(1, keep - 1))] for i in range(keep)}
+    kept = spread(names, keep)
     for name in names:
         if name not in kept:
             parent, _, last = name.rpartition(".")

@@ -83,6 +83,9 @@ class Prune:
     def longer(self, config: Config, times: float) -> Config:
         return config | {"epochs": max(1.0, float(round(config["epochs"] * times)))}
 
+    def training(self, config: Config, training: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(training, epochs=config["epochs"], learning_rate=training.learning_rate * RATE_SHARE, max_seconds=None)
+
     def apply(self, plan: Plan, config: Config) -> Plan:
         chosen = PruneConfig(**config)
         done = ModelPass(
@@ -122,7 +125,7 @@ def _shape(model: nn.Module, materials: Materials, keep: float) -> nn.Module:
 
 
 def _recover(model: nn.Module, training: TrainConfig, materials: Materials, config: PruneConfig) -> dict[str, Any]:
-    how = dataclasses.replace(training, epochs=config.epochs, learning_rate=training.learning_rate * RATE_SHARE, max_seconds=None)
+    how = lever.training(dataclasses.asdict(config), training)
     return learn_from_teacher(model, how, materials, teachers=config.teachers, mixup=False)
 
 
