@@ -1,7 +1,7 @@
 """What students are expected to come to before any of them is trained: a law by which structures are ranked.
 
 How much worse than its teacher a student is after a short training goes as `weights^0.3 products^-0.46 epochs^-0.3`: fitted to 75 trainings
-of students of Fashion-MNIST and CIFAR-10 (records/budgets; docs/log.md says how well it fits). Of two that compute alike the one with fewer
+of students of Fashion-MNIST and CIFAR-10; `python benchmarks/law/run.py` says how well it fits those that are on record now. Of two that compute alike the one with fewer
 weights is better, as it looks closer; and in a given time what trains faster sees more.
 """
 
