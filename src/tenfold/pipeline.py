@@ -7,12 +7,14 @@ import json
 import math
 import shlex
 import tempfile
-import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tenfold import device, final, insights
 from tenfold.build import Builder, trainings_of
@@ -34,6 +36,7 @@ from tenfold.execute import (
     first_batch,
     from_json,
     plain_session,
+    timed,
 )
 from tenfold.export import check_batches, export
 from tenfold.final import Final
@@ -56,6 +59,8 @@ LEAST_SIDES, MOST_SIDES = 4, 12
 """Of the last timing: baseline, eager PyTorch and a recipe of two pulls; and with one of five pulls, the recipe less each of them."""
 ROUND_SIDES, FINAL_SIDES = 3, 6
 """What a round of composed models, and the last timing of one, has to time, in predictions of the baseline: eager PyTorch counts several."""
+LEAST_CALLS, MOST_CALLS, CALLS_SECONDS = 5, 100, 0.5
+"""Of the untrained model, by which it is told how long things will take."""
 COMPOSED_SHARE = 1 / 3
 """Of the budget, that the last timing of a composed model may take: where it would take more, nothing is composed."""
 
@@ -259,23 +264,18 @@ def _preflight(run: Context) -> dict[str, Any]:
         export(run.builder.fresh(), inputs, graph)
         check_batches(graph, inputs, plain_session())
         runner = open_session(graph, plain_session())
-        one = first_batch(inputs, batch)
-        runner(one)
-        begun = time.perf_counter()
-        for _ in range(5):
-            runner(one)
-        each = (time.perf_counter() - begun) / 5 / batch
-    sizes = run.examples.sizes()
-    trial = 1.0 + sizes["valid"] * each + 3 * FULL_SECONDS
+        each = _seconds_of_a_call(partial(runner, first_batch(inputs, batch))) / batch
+    sizes, answered = run.examples.sizes(), each / device.cores()  # answers are computed on all of them
+    trial = 1.0 + sizes["valid"] * answered + 3 * FULL_SECONDS
     seconds = run.settings.budget_seconds
     timing = 2 * LEAST_SIDES * final.SECONDS  # at both operating points
     many = ROUNDS * LEAST_INPUTS * each  # a side whose cost depends on the input
     composes = seconds is None or FINAL_SIDES * many <= COMPOSED_SHARE * seconds
     if composes:
         timing = max(timing, FINAL_SIDES * many)
-    last = (2 * sizes["confirm"] + 2 * sizes["test"]) * each + timing
+    last = (2 * sizes["confirm"] + 2 * sizes["test"]) * answered + timing
     more = 2 * (MOST_SIDES - LEAST_SIDES) * final.SECONDS
-    whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * each + timing + more
+    whole = ((CONFIRMED + 1) * sizes["confirm"] + (MAX_SEQUENCE + 1) * sizes["test"]) * answered + timing + more
     if seconds is not None and seconds < trial + last:
         raise WorkloadError(
             f"a budget of {seconds:g} s is too small for one candidate: about {math.ceil(trial + last)} s are needed "
@@ -286,6 +286,14 @@ def _preflight(run: Context) -> dict[str, Any]:
         "trial_seconds": trial, "certify_seconds": reserve, "compose_seconds": ROUND_SIDES * many if composes else None,
         "epoch_answered": answering,
     }  # fmt: skip
+
+
+def _seconds_of_a_call(call: Callable[[], object]) -> float:
+    """The median of some: the first few take several times as long."""
+    took: list[float] = []
+    while len(took) < LEAST_CALLS or (len(took) < MOST_CALLS and sum(took) < CALLS_SECONDS):
+        took.append(timed(call))
+    return float(np.median(took))
 
 
 def _baseline(run: Context) -> dict[str, Any]:
