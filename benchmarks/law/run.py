@@ -47,7 +47,7 @@ def main() -> None:
             down = np.log([b["loss"] / a["loss"] for a, b in pairs])
             longer = np.log([b["epochs"] / a["epochs"] for a, b in pairs])
             weights = np.log([a["weights"] for a, _ in pairs])
-            (by_weights, by_epochs, _), *_ = np.linalg.lstsq(np.stack([weights - weights.mean(), longer, np.zeros(len(pairs))], axis=1), down, rcond=None)
+            (by_weights, by_epochs), *_ = np.linalg.lstsq(np.stack([weights - weights.mean(), longer], axis=1), down, rcond=None)
             print(f"  {len(pairs)} trained for long too: their loss went down as epochs^{by_epochs:.2f}, and by weights^{by_weights:.2f} more")
 
 

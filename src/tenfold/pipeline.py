@@ -8,13 +8,10 @@ import math
 import shlex
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tenfold import device, final, insights
 from tenfold.build import Builder, trainings_of
@@ -33,15 +30,14 @@ from tenfold.execute import (
     Objective,
     OperatingPoint,
     as_json,
-    first_batch,
     from_json,
     plain_session,
-    timed,
 )
 from tenfold.export import check_batches, export
 from tenfold.final import Final
 from tenfold.ledger import Ledger
 from tenfold.lever import discover
+from tenfold.measure import calls_for, interleave
 from tenfold.plan import Plan
 from tenfold.progress import View, clock, make_view
 from tenfold.recipe import Recipe
@@ -59,8 +55,8 @@ LEAST_SIDES, MOST_SIDES = 4, 12
 """Of the last timing: baseline, eager PyTorch and a recipe of two pulls; and with one of five pulls, the recipe less each of them."""
 ROUND_SIDES, FINAL_SIDES = 3, 6
 """What a round of composed models, and the last timing of one, has to time, in predictions of the baseline: eager PyTorch counts several."""
-LEAST_CALLS, MOST_CALLS, CALLS_SECONDS = 5, 100, 0.5
-"""Of the untrained model, by which it is told how long things will take."""
+PREFLIGHT_ROUNDS, PREFLIGHT_SECONDS = 2, 0.5
+"""Of timing the untrained model, by which it is told how long things will take."""
 COMPOSED_SHARE = 1 / 3
 """Of the budget, that the last timing of a composed model may take: where it would take more, nothing is composed."""
 
@@ -263,8 +259,10 @@ def _preflight(run: Context) -> dict[str, Any]:
         inputs = run.examples.valid.take(slice(0, 64)).inputs
         export(run.builder.fresh(), inputs, graph)
         check_batches(graph, inputs, plain_session())
-        runner = open_session(graph, plain_session())
-        each = _seconds_of_a_call(partial(runner, first_batch(inputs, batch))) / batch
+        untrained = {BASELINE: open_session(graph, plain_session())}
+        calls = calls_for(untrained, inputs, batch=batch, rounds=PREFLIGHT_ROUNDS, seconds=PREFLIGHT_SECONDS)
+        timed = interleave(untrained, inputs, batch=batch, rounds=PREFLIGHT_ROUNDS, calls=calls)[BASELINE]  # the first few calls take several times as long
+        each = timed.microseconds()["wall_p50"] / 1e6
     sizes, answered = run.examples.sizes(), each / device.cores()  # answers are computed on all of them
     trial = 1.0 + sizes["valid"] * answered + 3 * FULL_SECONDS
     seconds = run.settings.budget_seconds
@@ -286,14 +284,6 @@ def _preflight(run: Context) -> dict[str, Any]:
         "trial_seconds": trial, "certify_seconds": reserve, "compose_seconds": ROUND_SIDES * many if composes else None,
         "epoch_answered": answering,
     }  # fmt: skip
-
-
-def _seconds_of_a_call(call: Callable[[], object]) -> float:
-    """The median of some: the first few take several times as long."""
-    took: list[float] = []
-    while len(took) < LEAST_CALLS or (len(took) < MOST_CALLS and sum(took) < CALLS_SECONDS):
-        took.append(timed(call))
-    return float(np.median(took))
 
 
 def _baseline(run: Context) -> dict[str, Any]:
