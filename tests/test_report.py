@@ -117,6 +117,13 @@ def test_a_headline_is_that_of_the_objective() -> None:
     assert f'id="gain-size" data-value="{result["gain"]["size"]["value"]}">3.90×</span> smaller' in render(result)
 
 
+def test_what_has_become_dearer_is_called_more() -> None:
+    result = sample()
+    result["gain"]["train"] = interval(0.5, 0.4, 0.8)
+    html = render(result)
+    assert 'id="gain-train" data-value="0.5">2.00×</span> more <span class="interval">90 % interval 1.25× to 2.50×' in html
+
+
 def test_scores_of_a_metric_that_is_better_lower_are_explained() -> None:
     result = sample()
     result["workload"] |= {"metric": "squared_error", "higher_is_better": False}
