@@ -191,8 +191,9 @@ _RESULT: dict[str, Any] = {
         "kept": 98_304.0,
     },
     "tuned": [
-        {"lever": "optimizer", "kind": "adamw", "tried": 8, "seconds": 41.5, "best": {"label": "optimizer(adamw, linear, 0.002 learning rate, 6 epochs)", "gain": interval(1.92, 1.88, 1.97), "quality_difference": interval(-0.0012, -0.0051, 0.0027)}},
-        {"lever": "optimizer", "kind": "muon", "tried": 7, "seconds": 43.2, "best": None},
+        {"lever": "optimizer", "kind": "adamw", "tried": 8, "seconds": 41.5, "cpu_seconds": 70.2, "failed": None, "best": {"label": "optimizer(adamw, linear, 0.002 learning rate, 6 epochs)", "gain": interval(1.92, 1.88, 1.97), "quality_difference": interval(-0.0012, -0.0051, 0.0027)}},
+        {"lever": "optimizer", "kind": "muon", "tried": 7, "seconds": 43.2, "cpu_seconds": 71.8, "failed": None, "best": None},
+        {"lever": "optimizer", "kind": "lion", "tried": 1, "seconds": 0.0, "cpu_seconds": 0.0, "failed": "failed: this optimizer needs the package lion-pytorch: pip install 'tenfold[optimizers]'", "best": None},
     ],
     "training_memory": {
         "ways": [

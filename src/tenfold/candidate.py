@@ -50,8 +50,11 @@ class Candidate(Entrant):
     """Measured on the whole of valid."""
     training_seconds: float = 0.0
     """What its last training took; the baseline's does not count."""
+    training_cpu_seconds: float = 0.0
     answering_seconds: float = 0.0
     """What its teacher took to answer on an epoch, beforehand."""
+    timing_seconds: float = 0.0
+    """Its part of what timing its rounds took."""
 
     @property
     def standing(self) -> Standing | None:

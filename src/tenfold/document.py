@@ -199,8 +199,9 @@ def _tuned(run: Context, ladder: Ladder) -> list[dict[str, Any]]:
         good = [c for c in measured if c.verdict.quality and is_enough(c.verdict.quality.value, run.margin)]
         best = max(good, key=lambda c: c.gain.value if c.gain else 0.0, default=None)
         rows.append({
-            "lever": lever, "kind": kind, "tried": len(tried), "seconds": sum(c.training_seconds for c in tried),
-            "best": _candidate(best, None) if best is not None else None,
+            "lever": lever, "kind": kind, "tried": len(tried), "best": _candidate(best, None) if best is not None else None,
+            "seconds": sum(c.training_seconds + c.timing_seconds for c in tried), "cpu_seconds": sum(c.training_cpu_seconds for c in tried),
+            "failed": tried[0].verdict.reason if all(c.gain is None for c in tried) else None,
         })  # fmt: skip
     return rows
 

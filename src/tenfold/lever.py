@@ -61,6 +61,13 @@ class Tried:
     """What its own trainings took, the baseline's apart."""
     answering_seconds: float = 0.0
     """What its teacher took to answer on an epoch, beforehand."""
+    timing_seconds: float = 0.0
+    """Its part of what timing its rounds took."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the budget, that it took."""
+        return self.training_seconds + self.timing_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

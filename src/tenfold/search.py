@@ -45,6 +45,8 @@ NOT_SIZED = {"ratio": "the budget did not allow to measure it", "seconds": 0.0}
 FROM_THE_BASELINE = (Stage.MODEL, Stage.COMPOSE)
 """Stages whose levers begin from it, not from what the ladder has come to: what they make takes the place of that."""
 TOO_SLOW_TO_COMPOSE = "its cost depends on the input, and timing the baseline on thousands of them would take most of the budget: give a larger one"
+SPENT = ("training_seconds", "training_cpu_seconds", "answering_seconds")
+"""What is told of a candidate's training."""
 BASELINE, CURRENT = "baseline", "current"
 
 
@@ -254,7 +256,7 @@ class Search:
             tried=tuple(
                 Tried(
                     config=c.config, verdict=c.verdict, gain=c.gain,
-                    training_seconds=c.training_seconds, answering_seconds=c.answering_seconds,
+                    training_seconds=c.training_seconds, answering_seconds=c.answering_seconds, timing_seconds=c.timing_seconds,
                 ) for c in tried
             ),
             answers_kept=keeps_answers(builder), most_at_once=lambda examples: self.ledger.remember(f"memory:{examples}", lambda: self.evaluator.most_at_once(examples)),
@@ -319,7 +321,8 @@ class Search:
         """
         plans = {e.recipe.id: e for e in entries}
         alive, out, stopped = list(plans), {}, False
-        trained: dict[str, tuple[float, float]] = {}
+        spent: dict[str, dict[str, Any]] = {}
+        timing = 0.0
         for rung, (rows, seconds) in enumerate(rungs):
             last = rung == len(rungs) - 1
             quality: dict[str, Interval | None] = {}
@@ -338,19 +341,19 @@ class Search:
                     out[name] = self._candidate(plans[name], stage, Verdict(decision=decision, reason=answer["failed"]), None)
                 else:
                     quality[name] = Interval(**answer["quality"])
-                    trained[name] = (answer["training_seconds"], answer.get("answering_seconds", 0.0))
+                    spent[name] = {k: answer.get(k, 0.0) for k in SPENT}
             if not quality:
                 break
-            costs, failed = self._costs(key, rung, now, {n: plans[n].plan for n in quality}, seconds, stage)
+            costs, failed, took = self._costs(key, rung, now, {n: plans[n].plan for n in quality}, seconds, stage)
+            timing += took / len(quality)
             for name, reason in failed.items():
                 del quality[name]
                 out[name] = self._candidate(plans[name], stage, Verdict(decision=Decision.REFUSE, reason=reason), None)
             for name, interval in quality.items():
                 factor, gain, p99 = costs[name]
-                training_seconds, answering_seconds = trained.get(name, (0.0, 0.0))
                 out[name] = replace(
                     self._candidate(plans[name], stage, self._verdict(interval, factor, p99), gain),
-                    whole=rows is None, training_seconds=training_seconds, answering_seconds=answering_seconds,
+                    whole=rows is None, timing_seconds=timing, **spent.get(name, {}),
                 )  # fmt: skip
             if last or stopped:
                 break
@@ -385,7 +388,7 @@ class Search:
         try:
             builder = self.evaluator.builder
             meta = builder.shaped(plan).meta if plan.model_passes or plan.training != self.evaluator.baseline.training else {}
-            trained = {"training_seconds": float(meta.get("seconds", 0.0)), "answering_seconds": float(meta.get("answering_seconds", 0.0))}
+            trained = {name: float(meta.get(name.removeprefix("training_"), 0.0)) for name in SPENT}
             builder.batches(plan)
             return {"quality": self.evaluator.quality(plan, "valid", rows).to_json(), **trained}
         except BudgetEndedError as error:
@@ -406,14 +409,14 @@ class Search:
 
     def _costs(
         self, key: str, rung: int, now: Rung, plans: dict[str, Plan], seconds: float, stage: Stage
-    ) -> tuple[dict[str, tuple[Interval, Interval, float]], dict[str, str]]:
+    ) -> tuple[dict[str, tuple[Interval, Interval, float]], dict[str, str], float]:
         """For each plan: cost ratio against the ladder so far, against the baseline, and p99 ratio against the baseline;
-        and what kept the others from being timed."""
+        what kept the others from being timed; and the seconds that it took."""
         current = BASELINE if now.recipe == self.root.recipe else CURRENT
         everyone = {BASELINE: self.evaluator.baseline, current: now.plan, **plans}
         if self.settings.objective == "size":
             sizes = {n: (self.evaluator.builder.graph(p).path / "model.onnx").stat().st_size for n, p in everyone.items()}
-            return {n: (exact_ratio(sizes[current], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}, {}
+            return {n: (exact_ratio(sizes[current], sizes[n]), exact_ratio(sizes[BASELINE], sizes[n]), 1.0) for n in plans}, {}, 0.0
 
         def measure() -> dict[str, Any]:
             before = self.evaluator.timing_seconds
@@ -435,8 +438,7 @@ class Search:
             )
             for n in plans
             if n in samples
-        }, found["failed"]
-
+        }, found["failed"], found["seconds"]
 
     def _key(self, stage: Stage, lever: Lever, now: Rung, turn: int) -> str:
         """Of a question in the ledger."""

@@ -54,7 +54,7 @@ def first_length(ways: int, share: float, whole: float) -> float:
 
 def length_within(situation: Situation, ways: int, share: float) -> float | None:
     """Of the trainings of a first round, so that all rounds of a lever take about a share of the budget; None once that is spent."""
-    spent = sum(t.training_seconds for t in situation.tried)
+    spent = sum(t.seconds for t in situation.tried)
     part = share * (situation.budget + spent)
     return None if spent >= part else first_length(ways, part, whole_seconds(situation))
 

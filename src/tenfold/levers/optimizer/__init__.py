@@ -42,11 +42,11 @@ class Optimizer:
     def propose(self, situation: Situation) -> Sequence[Config] | Refusal:
         if (reason := hindrance(situation)) is not None:
             return Refusal(reason)
-        families = {name: _ways(name, situation.plan.training) for name in _in_order(situation.plan.training)}
-        part = SHARE * (situation.budget + sum(t.training_seconds for t in situation.tried)) / len(families)
+        families = {name: _ways(name, situation.plan.training)[: None if _is_there(name) else 1] for name in _in_order(situation.plan.training)}
+        part = SHARE * (situation.budget + sum(t.seconds for t in situation.tried)) / sum(map(_is_there, families))
         for ways in families.values():
             mine = [t for t in situation.tried if way_of(t.config) in ways]
-            if sum(t.training_seconds for t in mine) >= part:
+            if sum(t.seconds for t in mine) >= part:
                 continue
             length = first_length(len(ways), part, whole_seconds(situation))
             more = next_round(ways, mine, length=length, whole=situation.plan.training.epochs, margin=situation.margin)
@@ -62,9 +62,13 @@ class Optimizer:
 
 
 def _in_order(training: TrainConfig) -> list[str]:
-    """The families, that of the training itself first: it is what the others are compared with."""
+    """The families, that of the training itself first: it is what the others are compared with. One whose package is not there is last, to say so."""
     own = "schedule-free" if training.schedule == "free" else training.optimizer
-    return [own, *(name for name in FAMILIES if name != own and (name not in NEEDS or find_spec(NEEDS[name])))]
+    return [own, *sorted((name for name in FAMILIES if name != own), key=lambda name: not _is_there(name))]
+
+
+def _is_there(family: str) -> bool:
+    return family not in NEEDS or find_spec(NEEDS[family]) is not None
 
 
 def _ways(family: str, training: TrainConfig) -> list[Config]:

@@ -5,6 +5,7 @@ import pytest
 
 from tenfold.build import Builder
 from tenfold.lever import Config, Refusal, Stage, Tried
+from tenfold.levers import optimizer
 from tenfold.levers.optimizer import FAMILIES, _ways
 from tenfold.plan import Plan
 from tenfold.testing import LeverContract
@@ -59,6 +60,22 @@ class TestOptimizer(LeverContract):
         dear = tuple(tried(c, -1.0, seconds=25.0) for c in first)  # 150 of 650 seconds, its part 104
         answer = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0, tried=dear))
         assert {c["optimizer"] for c in answer} == {"sgd"}
+        timed = tuple(dataclasses.replace(t, training_seconds=1.0, timing_seconds=24.0) for t in dear)
+        assert lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0, tried=timed)) == answer, "timing them is of it"
+
+    def test_a_family_whose_package_is_missing_is_tried_once_last_and_takes_no_part_of_the_time(
+        self, lever, small_builder: Builder, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(optimizer, "find_spec", lambda name: None if name == "lion_pytorch" else name)
+        first = lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0))
+        for seconds, wanted in ((26.0, "sgd"), (20.0, "adamw")):  # of 656 seconds a quarter of 0.8 is 131
+            so_far = tuple(tried(c, -1.0, seconds=seconds) for c in first)
+            assert {c["optimizer"] for c in lever.propose(self.situation(small_builder, plan, Stage.TRAIN, seconds_left=500.0, tried=so_far))} == {wanted}
+        seen: list[Config] = []
+        while more := lever.propose(self.situation(small_builder, plan, Stage.TRAIN, tried=tuple(tried(c, None if c["optimizer"] == "lion" else -1.0) for c in seen))):
+            seen += more
+        assert [c["optimizer"] for c in seen].count("lion") == 1
+        assert seen[-1]["optimizer"] == "lion"
 
 
 # ---------------------------------------------------------------- rounds
