@@ -123,6 +123,7 @@ def test_predict_takes_any_batch_and_a_single_example(bundle: Path) -> None:
         (np.zeros((0, 1, 8, 8), np.float32), "nothing to predict"),
         (np.array(["a"]), "give numbers"),
         (np.full((1, 1, 8, 8), np.nan), "NaN"),
+        (np.concatenate([np.zeros((3, 1, 8, 8)), np.full((1, 1, 8, 8), np.inf)]).astype(np.float32), "infinity in row 3"),
     ],
 )
 def test_what_does_not_fit_is_said(bundle: Path, x: np.ndarray, said: str) -> None:

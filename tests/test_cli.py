@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tenfold.cli import seconds
 from tenfold.errors import TenfoldError
@@ -191,6 +193,10 @@ def test_compare_is_the_guard_alone(tenfold: Tenfold, small_builder, tmp_path: P
     same = json.loads(tenfold("compare", good, good, task, "--json").stdout)
     assert same["quality_difference"]["value"] == 0
     assert (same["exit_code"] == 3) is (same["cost_ratio"]["low"] < COST_BAR), "what is as good has to be cheaper too"
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("a", "b", "output")]
+    two = helper.make_graph([helper.make_node("Add", ["a", "b"], ["output"])], "g", values[:2], values[2:])
+    onnx.save(helper.make_model(two, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "two.onnx")
+    refused(tenfold("compare", good, tmp_path / "two.onnx", task), "two.onnx takes 2 inputs, the workload has 1, ")
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     refused(tenfold("compare", good, tmp_path / "junk.onnx", task), "junk.onnx")
 

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tenfold.engine import SessionConfig
-from tenfold.errors import ExportError, TenfoldError
+from tenfold.errors import ExportError, TenfoldError, WorkloadError
 from tenfold.export import Selected, Served, check_batches, export
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
@@ -39,6 +39,32 @@ def test_what_is_served_is_the_one_of_several_or_the_only_one() -> None:
     x = torch.ones(3, 4)
     assert torch.equal(Selected(Pair(), 1)(x), 2 * x)
     assert torch.equal(Selected(torch.nn.Identity(), 1)(x), x), "a teacher of a model that returns two may return one"
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": x, "features": x}
+
+
+@pytest.mark.parametrize(("model", "output", "said"), [(Named(), "logit", "the keys 'logits', 'features'"), (Pair(), 2, "2 places"), (Pair(), "logits", "2 places")])
+def test_what_is_not_among_what_a_model_returns_is_named(model: torch.nn.Module, output: int | str, said: str) -> None:
+    with pytest.raises(WorkloadError, match=f"is not in what the model returns, {said}"):
+        Selected(model, output)(torch.ones(3, 4))
+
+
+def test_a_ctrl_c_is_none_of_the_exporters_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("the exporter's own words") from ValueError(str(error))
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(torch.nn.Linear(4, 2), [np.zeros((2, 4), np.float32)], tmp_path / "m.onnx")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)
+    with pytest.raises(ExportError):
+        export(torch.nn.Linear(4, 2), [np.zeros((2, 4), np.float32)], tmp_path / "m.onnx")
 
 
 def test_a_graph_that_treats_rows_alike_deviates_nowhere(tmp_path: Path) -> None:

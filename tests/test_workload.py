@@ -51,7 +51,7 @@ def refused(pattern: str):
 
 @pytest.mark.parametrize("margin", [0, -0.01, math.nan, math.inf, "0.01", None])
 def test_a_margin_that_is_not_above_zero_is_refused(margin):
-    with refused("it must be above 0, in units of the metric"):
+    with refused("it must be a number above 0, in units of the metric"):
         workload(margin=margin)
 
 
@@ -170,7 +170,7 @@ def test_without_train_the_rest_still_works_and_asking_for_it_is_refused():
         ),
         ({"valid": (DATA["valid"][0], DATA["valid"][1] - 1)}, "valid: label -1 in row 0 is below 0"),
         ({"train": (DATA["train"][0], DATA["train"][1] + 0.5)}, "train: class labels must be whole numbers from 0"),
-        ({"valid": (DATA["valid"][0], np.full(12, 2))}, r"valid has one class only \(2\): there is nothing to tell apart"),
+        ({"valid": (DATA["valid"][0], np.full(12, 2))}, r"valid has one class only \(2\): give examples of at least two"),
         ({"valid": DATA["valid"][0]}, r"valid has no targets: give it as \(x, y\)"),
         (
             {"test": (RNG.normal(size=(15, 5)).astype(np.float32), DATA["test"][1])},
@@ -184,6 +184,8 @@ def test_without_train_the_rest_still_works_and_asking_for_it_is_refused():
         ),
         ({"test": (*DATA["test"], np.zeros(15))}, "test has one group only: no interval can be had from it"),
         ({"test": (*DATA["test"], np.arange(14))}, "test: groups has 14 rows, input 0 has 15"),
+        ({"groups": "person"}, "groups='person' names a column of a table, and train is none"),
+        ({"train": {"image": DATA["train"][0], "label": DATA["train"][1]}}, r"train is a dict: give \(x, y\), "),
     ],
 )
 def test_data_that_will_not_do_is_refused_with_its_place(changes, sentence):
@@ -437,7 +439,7 @@ def test_a_task_file_that_raises_is_one_sentence_with_the_line(tmp_path, monkeyp
 
 
 def test_what_a_task_says_of_its_own_data_passes_through(tmp_path):
-    with refused("^margin is -1: it must be above 0"):
+    with refused("^margin is -1: it must be a number above 0"):
         find(task(tmp_path, TASK.replace("0.01", "-1")))
 
 

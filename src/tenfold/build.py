@@ -125,6 +125,8 @@ class Builder:
         try:
             with torch.inference_mode():
                 output = model(*inputs)
+        except WorkloadError:
+            raise
         except Exception as error:  # the user's own code may raise anything
             raise WorkloadError(
                 f"the model does not take inputs of shape {shapes} ({type(error).__name__}: {first_line(error)}): make them fit"

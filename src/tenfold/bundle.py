@@ -154,11 +154,11 @@ class Bundle:
         if list(array.shape[1:]) != shape[1:]:
             want = "×".join(map(str, shape[1:])) or "scalar"
             raise TenfoldError(f"{spec['name']} has shape {array.shape}: the model takes (n, {want})")
+        if not np.isfinite(array).all():
+            raise TenfoldError(f"{spec['name']} has NaN or infinity in row {np.argwhere(~np.isfinite(array))[0][0]}: clean it first")
         wanted = np.dtype(spec["dtype"])
         if array.dtype == wanted:
             return np.ascontiguousarray(array)
-        if not np.isfinite(array).all():
-            raise TenfoldError(f"{spec['name']} has NaN or infinity: clean it first")
         cast = array.astype(wanted)
         if wanted.kind in "iu" and not np.array_equal(cast, array):
             raise TenfoldError(f"{spec['name']} is {array.dtype} with values that {wanted} cannot hold: give {wanted}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from tenfold import device, insights
 from tenfold.certify import record_opening
 from tenfold.data.split import Split
@@ -92,9 +94,13 @@ def _open(path: Path, test: Split) -> Runner:
     if not path.is_file():
         raise TenfoldError(f"{path} does not exist: name an ONNX file")
     runner = open_session(path, plain_session())
+    inputs = ", ".join(f"{x.dtype} (n, {', '.join(map(str, x.shape[1:]))})" for x in test.inputs)
+    graph = onnx.load(path, load_external_data=False).graph
+    count = len({i.name for i in graph.input} - {i.name for i in graph.initializer})  # older files name their weights as inputs too
+    if count != len(test.inputs):
+        raise TenfoldError(f"{path} takes {count} inputs, the workload has {len(test.inputs)}, {inputs}: export it with them")
     try:
         runner([x[:1] for x in test.inputs])
     except GraphError as error:
-        inputs = ", ".join(f"{x.dtype} (n, {', '.join(map(str, x.shape[1:]))})" for x in test.inputs)
         raise TenfoldError(f"{path} does not take the workload's inputs, {inputs} ({error}): export it with them") from error
     return runner

@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tenfold.data.split import Array
 from tenfold.engine import GraphError, SessionConfig, open_session, run_in_batches
-from tenfold.errors import ExportError
+from tenfold.errors import ExportError, WorkloadError
 from tenfold.operators import operators
 from tenfold.rewrite import rewrite
 from tenfold.store import is_full, unwritable
@@ -85,7 +85,13 @@ class Selected(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         found = self.inner(*inputs)
-        served: Tensor = found if isinstance(found, Tensor) else found[self.output]  # a teacher or student may return nothing else
+        if isinstance(found, Tensor):  # a teacher or student may return nothing else
+            return found
+        try:
+            served: Tensor = found[self.output]
+        except (KeyError, IndexError, TypeError) as error:
+            there = f"the keys {', '.join(map(repr, found))}" if isinstance(found, Mapping) else f"{len(found)} places" if isinstance(found, (tuple, list)) else f"a {type(found).__name__}"
+            raise WorkloadError(f"output={self.output!r} is not in what the model returns, {there}: name one of it") from error
         return served
 
 
@@ -123,11 +129,28 @@ def export(model: nn.Module, example: Sequence[Array], path: Path) -> None:
                 dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             )  # fmt: skip
     except Exception as error:  # the exporter raises types of its own for each of its phases
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
         if is_full(error):  # no fault of the model
             raise unwritable(path, error) from error
         raise ExportError(_explain(error)) from error
     rewrite(path)
     check_parity(model, path, example)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is what the exporter ran into: it reports all that is raised within it as an error of its own."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, KeyboardInterrupt):
+            return True
+        seen.add(id(one))
+        waiting += [one.__cause__, one.__context__]
+    return False
 
 
 @contextlib.contextmanager

@@ -181,6 +181,15 @@ class Situation:
         """Untrained structures that can be written out and timed, in one form each, in a share of the budget that is left."""
         return int(share * self.budget / SIZING_SECONDS)
 
+    def too_short(self, what: str, needed: float | None = None) -> Refusal:
+        """That what is left of the budget does not do for it.
+
+        Args:
+            needed: seconds of the budget.
+        """
+        found = "too few" if needed is None else f"and about {needed:,.0f} are needed"
+        return Refusal(f"{max(self.budget, 0.0):,.0f} s of the budget are left for {what}, {found}: give a larger --budget")
+
 
 def floor(began_at: float, margin: float) -> float:
     """Quality difference to keep for what is made of a model: the margin; or, where that model is worse than this already and may be of use as

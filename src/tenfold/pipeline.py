@@ -45,7 +45,7 @@ from tenfold.runs import check_same, check_seed, run_folder
 from tenfold.search import BASELINE, FULL_SECONDS, Budget, Search, Settings, p99_ratio
 from tenfold.sequence import Entry, judge
 from tenfold.store import Step, Store, cache_dir, unwritable, write_atomic
-from tenfold.teaching import check_teacher, compare_teacher
+from tenfold.teaching import check_student, check_teacher, compare_teacher
 from tenfold.verdict import COST_BAR, Decision
 from tenfold.weights import keep_weights
 from tenfold.workload import Workload, code_identity, find, load
@@ -252,6 +252,7 @@ def _preflight(run: Context) -> dict[str, Any]:
     if trains and (run.settings.objective == "train" or run.workload.training.accumulate > 1):  # batches of several sizes, or made of parts
         run.builder.check_mean_loss()
     answering = check_teacher(run.builder)
+    check_student(run.builder)
     test, batch = run.examples.test, run.evaluator.point.batch
     insights.check_slices(insights.slice_masks(run.workload, test, run.examples.labels, run.examples.classes), run.workload)
     with tempfile.TemporaryDirectory() as scratch:

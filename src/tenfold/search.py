@@ -81,10 +81,13 @@ class Budget:
     """Seconds kept back for stages that are still to come."""
 
     @property
+    def until_end(self) -> float:
+        return float("inf") if self.seconds is None else self.seconds - (self.ledger.elapsed - self.started)
+
+    @property
     def left(self) -> float:
-        if self.seconds is None:
-            return float("inf")
-        return self.seconds - (self.ledger.elapsed - self.started) - self.reserve - self.later
+        """Until the end, less what is kept back."""
+        return self.until_end - self.reserve - self.later
 
     def allows(self, key: str, wanted: float, spent_trials: int) -> bool:
         answer: bool = self.ledger.remember(
@@ -147,7 +150,7 @@ class Search:
             self._compress_parts()
             self.budget.later = 0.0
         for lever in self._levers(stage):
-            self.view.lever(lever.name, stage, self.budget.left)
+            self.view.lever(lever.name, stage, self.budget.until_end)
             now = self.root if stage in FROM_THE_BASELINE else Rung(recipe=self.ladder.recipe, plan=self.ladder.plan)
             if stage is Stage.COMPOSE and self.compose_seconds is None:
                 row, best = row_of(stage, lever.name, Decision.REFUSE, TOO_SLOW_TO_COMPOSE), None
@@ -189,7 +192,7 @@ class Search:
         for label, rung in rungs.items():
             if models and rung.recipe.pulls not in done:
                 for lever in self._levers(Stage.COMPRESSION):
-                    self.view.lever(f"{lever.name} on {label}", Stage.COMPRESSION, self.budget.left)
+                    self.view.lever(f"{lever.name} on {label}", Stage.COMPRESSION, self.budget.until_end)
                     self._pull(lever, Stage.COMPRESSION, rung)
 
     def _pull(self, lever: Lever, stage: Stage, now: Rung) -> tuple[dict[str, Any], Candidate | None]:
@@ -216,7 +219,7 @@ class Search:
         best = max(firm or taken or tried, key=lambda c: (c.verdict.cost.value if c.verdict.cost else 0.0, c.recipe.id))
         decision, reason = best.verdict.decision, best.verdict.reason
         if taken and not firm:
-            decision, reason = Decision.INCONCLUSIVE, f"{reason}: {len(self.evaluator.builder.examples.test):,} test examples would not show that"
+            decision, reason = Decision.INCONCLUSIVE, f"{reason}: {len(self.evaluator.builder.examples.test):,} test examples would not show that: give more of them, or a larger margin"
         row = row_of(
             stage, lever.name, decision, reason,
             config=best.config, quality=best.verdict.quality, cost=best.verdict.cost, recipe=best.recipe.id, tried=len(tried),
@@ -280,7 +283,7 @@ class Search:
 
     def joint_round(self, turn: int | str, entries: Sequence[Entrant]) -> tuple[list[Candidate], bool]:
         """Measure recipes of the joint search in full; its candidates are kept with the ladder's."""
-        self.view.lever(f"joint search, round {turn}", "joint", self.budget.left)
+        self.view.lever(f"joint search, round {turn}", "joint", self.budget.until_end)
         measured, stopped = self.measure(f"joint:{turn}", Stage.MODEL, self.root, entries, [(None, FULL_SECONDS)])
         self.ladder.candidates += measured
         return measured, stopped

@@ -183,6 +183,27 @@ def check_teacher(builder: Builder) -> float:
     return each * len(builder.examples.to_learn_from) if builder.examples.can_teach else 0.0
 
 
+def check_student(builder: Builder) -> None:
+    """See that the workload's own family of students, where it has one, takes what the model takes and returns what it returns.
+
+    Raises:
+        WorkloadError: it does not.
+    """
+    if builder.workload.student is None:
+        return
+    few = builder.examples.valid.take(slice(0, 8))
+    try:
+        with torch.random.fork_rng():
+            student = builder.served(builder.workload.student(0.5))
+        answers, wanted = predict(student, few), predict(builder.fresh(), few)
+    except WorkloadError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise WorkloadError(f"student(0.5) does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same") from error
+    if answers.shape != wanted.shape:
+        raise WorkloadError(f"student(0.5) gives outputs of shape {answers.shape[1:]}, the model {wanted.shape[1:]}: make them the same")
+
+
 def compare_teacher(builder: Builder) -> None:
     """See that the workload's own teacher, where it has one, is not shown to be worse than the trained model that it is to teach.
 

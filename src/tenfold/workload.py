@@ -104,7 +104,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.margin, (int, float)) and math.isfinite(self.margin) and self.margin > 0):
-            raise WorkloadError(f"margin is {self.margin}: it must be above 0, in units of the metric")
+            raise WorkloadError(f"margin is {self.margin!r}: it must be a number above 0, in units of the metric")
         if not callable(self.model):
             raise WorkloadError("model= must be a function that builds the model, such as `lambda: Net()`")
         if self.margin_kind not in ("absolute", "relative"):
@@ -351,7 +351,7 @@ def _check_classes(splits: Mapping[str, Split], labels: Sequence[str] | None) ->
                 "mend the label or list its class in labels="
             )
         if len(np.unique(y)) < 2:
-            raise WorkloadError(f"{name} has one class only ({y.flat[0]}): there is nothing to tell apart")
+            raise WorkloadError(f"{name} has one class only ({y.flat[0]}): give examples of at least two")
         highest = max(highest, int(y.max()))
     return len(labels) if labels is not None else highest + 1
 

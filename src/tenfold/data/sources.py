@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,10 @@ def to_split(
     """
     if source is None or isinstance(source, Split):
         return source
+    if isinstance(source, Mapping):
+        raise WorkloadError(f"{name} is a {type(source).__name__}: give (x, y), (x, y, groups), a pandas frame, a Dataset or a path")
+    if group is not None and labelled and not isinstance(source, (str, os.PathLike)) and not hasattr(source, "iloc") and not (isinstance(source, tuple) and len(source) > 2):
+        raise WorkloadError(f"groups={group!r} names a column of a table, and {name} is none: give (x, y, groups) instead")
     if isinstance(source, (str, os.PathLike)):
         return _from_path(Path(source), name, target, group, image_size, labels, labelled=labelled)
     if hasattr(source, "columns") and hasattr(source, "iloc"):

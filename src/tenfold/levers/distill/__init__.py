@@ -13,7 +13,7 @@ from torch import nn
 
 from tenfold import foresee
 from tenfold.export import Served
-from tenfold.lever import Config, Refusal, Situation, Stage, Tried, dearest, spread
+from tenfold.lever import SIZING_SECONDS, SIZING_SHARE, Config, Refusal, Situation, Stage, Tried, dearest, spread
 from tenfold.levers.distill import families, law
 from tenfold.plan import Materials, ModelPass, Plan
 from tenfold.recipe import canonical
@@ -21,7 +21,9 @@ from tenfold.train.config import TrainConfig
 from tenfold.train.distill import is_mixable, learn_from_teacher
 from tenfold.train.teacher import VIEWS, epochs_within
 
-TIERS = ((2.0, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, float("inf")))
+WANTED, LEAST = 2.0, 1.3
+"""Times cheaper than the baseline that a structure has to be to be trained; and where none is that much, as of a small net whose calls cost more than what they compute."""
+TIERS = ((LEAST, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, float("inf")))
 """Cost ratios against the baseline in which students are sought, each tier by itself: one that is too small to stand alone
 may answer the easy inputs of a cascade."""
 A_TIER = 1
@@ -129,7 +131,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     if not specs:
         return Refusal("no family of smaller models fits these inputs: give student=, which builds the model at a share of its width")
     if situation.sizable() < LEAST_STRUCTURES * FORMS:
-        return Refusal("the budget left is too small to look for a student")
+        return situation.too_short("looking for a student", LEAST_STRUCTURES * FORMS * SIZING_SECONDS / SIZING_SHARE)
     a_view = _answering(situation)
     if a_view > ANSWER_SHARE * situation.budget:
         return Refusal(f"the teacher would take {a_view:,.0f} s to answer on what is learned from, too long for this budget: give a faster one, or a larger --budget")
@@ -139,9 +141,10 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     specs = spread(specs, max(LEAST_STRUCTURES, situation.sizable(SKELETON_SHARE) // FORMS))
     configs = [_json(situation, spec, _short_epochs(situation)) for spec in specs]
     ratios = situation.skeleton_ratios(configs, compressed=True)
-    cheaper = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float) and r >= TIERS[0][0]]
+    measured = [(c, r) for c, r in zip(configs, ratios, strict=True) if isinstance(r, float)]
+    cheaper = [(c, r) for c, r in measured if r >= WANTED] or [(c, r) for c, r in measured if r >= LEAST]
     if not cheaper:
-        return dearest(ratios, TIERS[0][0])
+        return dearest(ratios, LEAST)
     chosen = _worth_trying(cheaper, situation)
     if isinstance(chosen, Refusal):
         return chosen
@@ -158,7 +161,7 @@ def _short(situation: Situation) -> Sequence[Config] | Refusal:
     config, an_epoch = min(chosen, key=lambda c: c[1])
     epochs = min(LEAST_EPOCHS, most)
     if epochs * an_epoch > (SCREEN_SHARE + TRAIN_SHARE) * situation.budget:
-        return Refusal("the budget left is too small for the training of a student")
+        return situation.too_short("the training of a student")
     return [config | {"epochs": _rounded(epochs)}]
 
 

@@ -22,7 +22,7 @@ from tenfold.levers.distill.students import ImageStudent, TableStudent, image_st
 from tenfold.pipeline import run
 from tenfold.plan import Plan
 from tenfold.store import Store
-from tenfold.teaching import check_teacher, compare_teacher, learning_key, teacher_of
+from tenfold.teaching import check_student, check_teacher, compare_teacher, learning_key, teacher_of
 from tenfold.testing import LeverContract, blobs, small_workload
 from tenfold.train.config import TrainConfig
 from tenfold.train.distill import axis_of_classes, soft_loss
@@ -60,7 +60,10 @@ class TestDistill(LeverContract):
         dear = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [0.9] * len(configs))
         answer = lever.propose(dear)
         assert isinstance(answer, Refusal)
-        assert "2× cheaper" in answer.reason
+        assert "1.3× cheaper" in answer.reason
+        ratios = iter(range(10_000))
+        some = self.situation(small_builder, plan, Stage.MODEL, skeleton_ratios=lambda configs, **_: [1.5 if next(ratios) == 1 else 1.2 for _ in configs])
+        assert not isinstance(lever.propose(some), Refusal), "where none is twice as cheap, what is half as much is tried"
         assert "0.90×" in answer.reason
 
     def test_says_why_no_student_can_be_built(self, lever, small_builder: Builder, plan: Plan) -> None:
@@ -129,14 +132,14 @@ class TestDistill(LeverContract):
         assert tried(dataclasses.replace(situation, epoch_seconds=lambda configs, _: [500.0] * len(configs))) == [12.0], "one, where none fits"
         hopeless = lever.propose(dataclasses.replace(situation, epoch_seconds=lambda configs, _: [5_000.0] * len(configs)))
         assert isinstance(hopeless, Refusal)
-        assert "too small for the training of a student" in hopeless.reason
+        assert "left for the training of a student, too few: give a larger --budget" in hopeless.reason
         assert tried(dataclasses.replace(situation, seconds_left=36_000.0)) == [12.0, 12.0, 3.0, 3.0]
 
     def test_a_budget_that_cannot_size_three_students_is_too_small(self, lever, small_builder: Builder, plan: Plan) -> None:
         """Three in two forms take 7.5 seconds, a fifth of 37.5."""
         answer = lever.propose(self.situation(small_builder, plan, Stage.MODEL, seconds_left=37.0))
         assert isinstance(answer, Refusal)
-        assert "too small to look for a student" in answer.reason
+        assert "left for looking for a student, and about 38 are needed" in answer.reason
         assert not isinstance(lever.propose(self.situation(small_builder, plan, Stage.MODEL, seconds_left=38.0)), Refusal)
 
     def test_mixes_only_where_the_budget_has_room_for_the_answers(self, lever, small_builder: Builder, plan: Plan) -> None:
@@ -629,6 +632,19 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(tmp_p
     with pytest.raises(WorkloadError, match=message):
         check_teacher(builder_of(dataclasses.replace(small_workload(), teacher=teacher), tmp_path))
     assert not list(tmp_path.rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (lambda _: nn.Flatten(), r"student\(0\.5\) gives outputs of shape \(64,\), the model \(3,\): make them the same"),
+        (lambda share: nn.Linear(int(5 * share), 3), r"student\(0\.5\) does not answer as the model does \(RuntimeError"),
+        (lambda share: share["width"], r"student\(0\.5\) does not answer as the model does \(TypeError"),
+    ],
+)
+def test_a_family_of_students_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path, student, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        check_student(builder_of(dataclasses.replace(small_workload(), student=student), tmp_path))
 
 
 # ---------------------------------------------------------------- what is learned

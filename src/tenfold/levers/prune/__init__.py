@@ -60,7 +60,7 @@ class Prune:
             return Refusal(reason)
         shortest = _shortest(situation)
         if situation.sizable() < len(KEEPS) or _affordable(situation, 1, 1.0) < shortest:
-            return Refusal("the budget left is too small for a recovery after pruning")
+            return situation.too_short("pruning, and a recovery after it")
         ratios = situation.skeleton_ratios([_json(situation, keep, shortest) for keep in KEEPS])
         measured = [(keep, ratio) for keep, ratio in zip(KEEPS, ratios, strict=True) if isinstance(ratio, float)]
         chosen = dict(pair for target in TARGETS for pair in [(k, ratio) for k, ratio in measured if ratio >= target][:1])
@@ -70,7 +70,7 @@ class Prune:
             epochs = {keep: _affordable(situation, count, ratio) for keep, ratio in list(chosen.items())[:count]}
             if min(epochs.values()) >= shortest:
                 return [_json(situation, keep, length) for keep, length in epochs.items()]
-        return Refusal("the budget left is too small for a recovery after pruning")
+        return situation.too_short("pruning, and a recovery after it")
 
     def space(self, situation: Situation) -> Mapping[str, Sequence[Any]]:
         if not situation.examples.can_teach or _hindrance(situation) is not None:
