@@ -167,19 +167,11 @@ def check_teacher(builder: Builder) -> float:
     """
     if builder.workload.teacher is None:
         return 0.0
-    few, batch = builder.examples.valid.take(slice(0, 8)), builder.examples.valid.take(slice(0, TIMED))
-    try:
-        teacher = builder.served(builder.workload.built("teacher"))
-        answers, wanted = predict(teacher, few), predict(builder.fresh(), few)
-        began = time.perf_counter()
-        predict(teacher, batch)
-        each = (time.perf_counter() - began) / len(batch)
-    except Exception as error:  # the user's own code may raise anything
-        raise WorkloadError(
-            f"the teacher does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same"
-        ) from error
-    if answers.shape != wanted.shape:
-        raise WorkloadError(f"the teacher gives outputs of shape {answers.shape[1:]}, the model {wanted.shape[1:]}: make them the same")
+    teacher = _alike(builder, "the teacher", lambda: builder.workload.built("teacher"))
+    batch = builder.examples.valid.take(slice(0, TIMED))
+    began = time.perf_counter()
+    predict(teacher, batch)
+    each = (time.perf_counter() - began) / len(batch)
     return each * len(builder.examples.to_learn_from) if builder.examples.can_teach else 0.0
 
 
@@ -189,19 +181,33 @@ def check_student(builder: Builder) -> None:
     Raises:
         WorkloadError: it does not.
     """
-    if builder.workload.student is None:
-        return
+    if (student := builder.workload.student) is not None:
+        _alike(builder, "student(0.5)", lambda: student(0.5))
+
+
+def _alike(builder: Builder, what: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """A model that takes what the workload's own takes and returns what that returns, as it is served.
+
+    Args:
+        what: it is called.
+
+    Raises:
+        WorkloadError: it does not.
+    """
     few = builder.examples.valid.take(slice(0, 8))
     try:
         with torch.random.fork_rng():
-            student = builder.served(builder.workload.student(0.5))
-        answers, wanted = predict(student, few), predict(builder.fresh(), few)
+            model = builder.served(build())
+        answers, wanted = predict(model, few), predict(builder.fresh(), few)
     except WorkloadError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        raise WorkloadError(f"student(0.5) does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same") from error
+        raise WorkloadError(
+            f"{what} does not answer as the model does ({type(error).__name__}: {first_line(error)}): let it take the same inputs and return the same"
+        ) from error
     if answers.shape != wanted.shape:
-        raise WorkloadError(f"student(0.5) gives outputs of shape {answers.shape[1:]}, the model {wanted.shape[1:]}: make them the same")
+        raise WorkloadError(f"{what} gives outputs of shape {answers.shape[1:]}, the model {wanted.shape[1:]}: make them the same")
+    return model
 
 
 def compare_teacher(builder: Builder) -> None:

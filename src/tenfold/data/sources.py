@@ -51,12 +51,12 @@ def to_split(
         return source
     if isinstance(source, Mapping):
         raise WorkloadError(f"{name} is a {type(source).__name__}: give (x, y), (x, y, groups), a pandas frame, a Dataset or a path")
-    if group is not None and labelled and not isinstance(source, (str, os.PathLike)) and not hasattr(source, "iloc") and not (isinstance(source, tuple) and len(source) > 2):
-        raise WorkloadError(f"groups={group!r} names a column of a table, and {name} is none: give (x, y, groups) instead")
     if isinstance(source, (str, os.PathLike)):
         return _from_path(Path(source), name, target, group, image_size, labels, labelled=labelled)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
         return from_frame(source, name, target, group, labels, labelled=labelled)
+    if group is not None and labelled and not (isinstance(source, tuple) and len(source) == 3):
+        raise WorkloadError(f"groups={group!r} names a column of a table, and {name} is none: give (x, y, groups) instead")
     if isinstance(source, tuple) and len(source) in (2, 3):
         x, y, *rest = source
         inputs = x if isinstance(x, tuple) else (x,)
