@@ -22,7 +22,7 @@ from tenfold.build import Builder
 from tenfold.data.split import Split
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import Evaluator, plain_session
-from tenfold.memory_limit import free_memory, limit_bytes
+from tenfold.limits import free_memory, limit_bytes
 from tenfold.plan import Plan
 from tenfold.progress import make_view
 from tenfold.store import Store
@@ -114,8 +114,8 @@ def test_free_memory_is_what_a_machine_may_have() -> None:
     ],
 )
 def test_control_groups_above_limit_memory_too_and_caches_of_files_are_free(tmp_path, monkeypatch, line, folder, names) -> None:
-    monkeypatch.setattr("tenfold.memory_limit.PROC", tmp_path / "proc")
-    monkeypatch.setattr("tenfold.memory_limit.GROUPS", tmp_path / "groups")
+    monkeypatch.setattr("tenfold.limits.PROC", tmp_path / "proc")
+    monkeypatch.setattr("tenfold.limits.GROUPS", tmp_path / "groups")
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(f"7:pids:/\n{line}\n")
     (tmp_path / "groups" / folder / "job").mkdir(parents=True)

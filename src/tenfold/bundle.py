@@ -10,6 +10,8 @@ No pickle, ever. Hashes show corruption; against tampering use a signature or a 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import shutil
@@ -25,7 +27,7 @@ import numpy as np
 
 from tenfold import __version__, device
 from tenfold.data.split import Array
-from tenfold.engine import Runner, SessionConfig, open_session
+from tenfold.engine import Outputs, SessionConfig, open_outputs, open_session
 from tenfold.errors import TenfoldError
 from tenfold.store import file_hash, unwritable, write_atomic
 
@@ -36,6 +38,9 @@ GOLDEN_TOLERANCE = 1e-3
 # on another CPU class int8 kernels round, and may saturate, otherwise
 GOLDEN_TOLERANCE_ELSEWHERE = 0.1
 
+
+SURENESS, THRESHOLD = "sureness", "tenfold.threshold"
+"""Of a cascade: the graph's second output, (batch,), how sure its first part was; and the property with what it hands on below."""
 
 _NEEDED = ("cpu_class", "files", "inputs", "labels", "operating_point", "outputs", "session", "task")
 
@@ -76,12 +81,20 @@ class Bundle:
         if missing := [key for key in _NEEDED if key not in manifest]:
             raise BundleError(f"{folder}/manifest.json lacks {', '.join(missing)}: copy the bundle again")
         bundle = cls(folder, manifest)
+        try:
+            _ = bundle.session
+        except TypeError as error:
+            raise BundleError(f"{folder}/manifest.json names a session that is none ({error}): copy the bundle again") from error
         if verify:
             bundle.verify()
         return bundle
 
     def verify(self) -> None:
         """Check hashes and golden outputs; warn when the CPU class differs."""
+        if missing := {"model.onnx", "golden.npz"} - self.manifest["files"].keys():
+            raise BundleError(f"{self.path}/manifest.json has no hash of {', '.join(sorted(missing))}: copy the bundle again")
+        if strange := sorted({f.name for f in self.path.iterdir()} - {"manifest.json", *self.manifest["files"]}):
+            raise BundleError(f"{self.path} holds {', '.join(strange[:3])}, which its manifest does not name: take it away, or copy the bundle again")
         for name, wanted in self.manifest["files"].items():
             if Path(name).name != name:
                 raise BundleError(f"{self.path}/manifest.json names a file outside the bundle ({name}): do not use it")
@@ -99,12 +112,7 @@ class Bundle:
                 f"certified on {certified}, this machine is {here}: costs, and the numbers of int8, may differ",
                 CpuClassWarning, stacklevel=3,
             )  # fmt: skip
-        try:
-            with np.load(self.path / "golden.npz", allow_pickle=False) as golden:
-                inputs = [golden[i["name"]] for i in self.manifest["inputs"]]
-                wanted = golden["output"]
-        except (OSError, ValueError, KeyError) as error:
-            raise BundleError(f"{self.path}/golden.npz is not readable ({error}): copy the bundle again") from error
+        inputs, wanted = self.golden()
         got = self._in_batches(inputs)
         error_share = float(np.abs(got - wanted).max() / max(float(np.abs(wanted).max()), 1e-6))
         allowed = GOLDEN_TOLERANCE if here == certified else GOLDEN_TOLERANCE_ELSEWHERE
@@ -119,13 +127,37 @@ class Bundle:
         return SessionConfig(**self.manifest["session"])
 
     @cached_property
-    def _run(self) -> Runner:
-        return open_session(self.path / "model.onnx", self.session)
+    def run(self) -> Outputs:
+        """From inputs of the manifest's shapes and dtypes to the output (n, …); and of a cascade how sure its first part was, (n,)."""
+        return open_outputs(self.path / "model.onnx", self.session, 2 if "cascade" in self.manifest else 1)
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """As they were measured: of an upgrade, whose recipe is the first one's, those of the first."""
+        found: dict[str, Any] = self.manifest.get("costs") or self.manifest.get("first", {}).get("costs", {})
+        return found
+
+    @property
+    def threshold(self) -> float | None:
+        """Of a cascade: what its first part was less sure of, it has handed on."""
+        return float(self.manifest["cascade"]["threshold"]) if "cascade" in self.manifest else None
+
+    def golden(self) -> tuple[list[Array], Array]:
+        """Synthetic inputs, and the output that they gave where the bundle was certified.
+
+        Raises:
+            BundleError: they cannot be read.
+        """
+        try:
+            with np.load(self.path / "golden.npz", allow_pickle=False) as golden:
+                return [golden[i["name"]] for i in self.manifest["inputs"]], golden["output"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(f"{self.path}/golden.npz is not readable ({error}): copy the bundle again") from error
 
     def _in_batches(self, inputs: Sequence[Array]) -> Array:
         # a graph that quantizes dynamically answers a batch as a whole: keep to the size it was certified at
         step = self.manifest["operating_point"]["batch"]
-        return np.concatenate([self._run([x[i : i + step] for x in inputs]) for i in range(0, len(inputs[0]), step)])
+        return np.concatenate([self.run([x[i : i + step] for x in inputs])[0] for i in range(0, len(inputs[0]), step)])
 
     def predict(self, *inputs: Any) -> Array:
         """Raw outputs (n, …) for inputs (n, …), or (…) for a single example given without its batch dimension.
@@ -218,7 +250,7 @@ def write_bundle(folder: Path, graph: Path, example: Sequence[Array], facts: Map
         session = SessionConfig(**facts["session"])
         run, step = open_session(beside / "model.onnx", session), facts["operating_point"]["batch"]
         output = np.concatenate([run([x[i : i + step] for x in inputs]) for i in range(0, GOLDEN_EXAMPLES, step)])
-        names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+        names = input_names(len(inputs))
         arrays: dict[str, Any] = dict(zip(names, inputs, strict=True)) | {"output": output}
         np.savez(beside / "golden.npz", **arrays)
         write_atomic(beside / "sbom.json", json.dumps(_sbom(session), indent=1))
@@ -231,6 +263,7 @@ def write_bundle(folder: Path, graph: Path, example: Sequence[Array], facts: Map
                 {"name": n, "shape": [None, *x.shape[1:]], "dtype": str(x.dtype)} for n, x in zip(names, inputs, strict=True)
             ],
             "outputs": [{"name": "output", "shape": [None, *output.shape[1:]], "dtype": str(output.dtype)}],
+            **_cascade(graph),
             **facts,
             "files": {f.name: file_hash(f) for f in sorted(beside.iterdir())},
         }
@@ -241,6 +274,19 @@ def write_bundle(folder: Path, graph: Path, example: Sequence[Array], facts: Map
     except OSError as error:
         raise unwritable(folder, error) from error
     return Bundle.load(folder)
+
+
+def input_names(count: int) -> list[str]:
+    """Of a model's inputs, in order."""
+    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
+
+
+def _cascade(graph: Path) -> dict[str, Any]:
+    """What the manifest says of a graph that tells how sure its first part was."""
+    import onnx
+
+    threshold = {p.key: p.value for p in onnx.load(graph, load_external_data=False).metadata_props}.get(THRESHOLD)
+    return {} if threshold is None else {"cascade": {"sureness": SURENESS, "threshold": float(threshold)}}
 
 
 def _sbom(session: SessionConfig) -> dict[str, Any]:
@@ -260,45 +306,52 @@ def read_input(path: Path, spec: Mapping[str, Any]) -> Array:
     """
     if not path.is_file():
         raise TenfoldError(f"{path} does not exist: name an .npy, image or .csv file")
-    kind, shape = path.suffix.lower(), spec["shape"][1:]
-    if kind == ".npy":
+    if path.suffix.lower() == ".npy":
         from tenfold.data.sources import load_npy
 
         return load_npy(path)
-    if kind == ".csv":
-        return _read_csv(path, spec)
+    if path.suffix.lower() == ".csv":
+        try:
+            return table_input(path.read_text(encoding="utf-8"), spec, str(path))
+        except UnicodeDecodeError as error:
+            raise TenfoldError(f"{path} is no csv file in UTF-8 ({error}): save it as one") from error
+    return image_input(path.read_bytes(), spec, str(path))
+
+
+def image_input(data: bytes, spec: Mapping[str, Any], where: str, **limits: Any) -> Array:
+    """An input (1, channels, height, width) of an image file's bytes.
+
+    Args:
+        where: what errors call it.
+        limits: as of `decode_images`.
+    """
+    shape = spec["shape"][1:]
     if len(shape) != 3:
-        raise TenfoldError(
-            f"{path} is taken for an image, and the model takes {shape}, not (channels, height, width): give an .npy file"
-        )
+        raise TenfoldError(f"{where} is taken for an image, and the model takes {shape}, not (channels, height, width): give an .npy file")
     from tenfold.data.sources import decode_images
 
-    image = decode_images([lambda: path], [str(path)], tuple(shape[1:]))[0]
+    image = decode_images([lambda: io.BytesIO(data)], [where], tuple(shape[1:]), **limits)[0]
     if image.shape[0] != shape[0]:
         image = np.repeat(image, 3, axis=0) if shape[0] == 3 else image.mean(axis=0, keepdims=True).round().astype(np.uint8)
     scaled: Array = image[None] if spec["dtype"] == "uint8" else (image[None] / np.float32(255)).astype(spec["dtype"])
     return scaled
 
 
-def _read_csv(path: Path, spec: Mapping[str, Any]) -> Array:
-    import csv
-
+def table_input(text: str, spec: Mapping[str, Any], where: str) -> Array:
+    """An input (n, …) of comma-separated values, an example a line; a header is passed over."""
     width = math.prod(spec["shape"][1:])
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (ValueError, csv.Error) as error:
-        raise TenfoldError(f"{path} is no csv file in UTF-8 ({error}): save it as one") from error
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise TenfoldError(f"{where} is no csv ({error}): save it as one") from error
     if rows and not _is_number(rows[0][0]):
         rows = rows[1:]  # a header
     try:
         array = np.array([[float(v) for v in row] for row in rows])
     except ValueError as error:
-        raise TenfoldError(f"{path} is no table of numbers, all rows of one length ({error}): mend it") from error
+        raise TenfoldError(f"{where} is no table of numbers, all rows of one length ({error}): mend it") from error
     if array.ndim != 2 or array.shape[1] != width:
-        raise TenfoldError(
-            f"{path} has {array.shape[1] if array.ndim == 2 else 0} columns, the model takes {width} values an example"
-        )
+        raise TenfoldError(f"{where} has {array.shape[1] if array.ndim == 2 else 0} columns, the model takes {width} values an example")
     return array.reshape(-1, *spec["shape"][1:])
 
 

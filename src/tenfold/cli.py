@@ -206,6 +206,103 @@ def predict_command(
             print("\t".join(f"{v:.6g}" for v in row.ravel()))
 
 
+@app.command(
+    "serve", rich_help_panel=USE, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="Serve bundles over HTTP: the Open Inference Protocol v2, and a page to try them on.",
+)  # fmt: skip
+def serve_command(context: typer.Context) -> None:
+    """Serve bundles; `tenfold serve --help` lists the options."""
+    import os
+
+    os.execv(sys.executable, [sys.executable, "-m", "tenfold.serve", *context.args])  # noqa: S606 - a process that holds only what serving needs
+
+
+@app.command("ship", rich_help_panel=USE)
+def ship_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
+    image: Annotated[str, typer.Option("--image", help="NAME:TAG of the image, with its registry.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the image and the manifests.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="On the cluster. Default: the workload's.", show_default=False)] = None,
+    namespace: Annotated[str, typer.Option(help="On the cluster.")] = "tenfold",
+    rate: Annotated[float, typer.Option(help="Requests a second that a pod is planned for.")] = 20.0,
+    push: Annotated[bool, typer.Option("--push", help="Copy the image to its registry, with skopeo.")] = False,
+    sign: Annotated[str | None, typer.Option(help="Push and sign it with this key, with cosign.", show_default=False)] = None,
+    training_image: Annotated[str | None, typer.Option(help="Write updates by the clock as well, on this image.", show_default=False)] = None,
+    claim: Annotated[str, typer.Option(help="PersistentVolumeClaim of updates, with the folders run, new and old.")] = "tenfold-data",
+    schedule: Annotated[str, typer.Option(help="Of updates, as cron has it.")] = "0 3 * * *",
+    workers: Annotated[int, typer.Option(help="Of Dask, for updates.")] = 2,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while at work.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle as an OCI image and as Kubernetes manifests."""
+    from tenfold.ship.write import Asked, ship
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    if not 0 < rate < float("inf"):
+        raise TenfoldError(f"--rate {rate:g} is no number of requests above 0")
+    asked = Asked(
+        image=image, out=out, name=name, namespace=namespace, rate=rate, push=push, sign=sign, training_image=training_image, claim=claim, schedule=schedule, workers=workers,
+    )  # fmt: skip
+    document = ship(bundle, asked, say=say)
+    if as_json:
+        _print_json(document)
+    elif not quiet:
+        from tenfold.summary import print_shipped
+
+        print_shipped(document, out)
+
+
+PoolOption = Annotated[Path | None, typer.Option("--pool", help="Folder of servers that run: tenfold serve --pool FOLDER.", show_default=False)]
+KubernetesOption = Annotated[str | None, typer.Option("--kubernetes", help="NAMESPACE/NAME of a deployment.", show_default=False)]
+
+
+@app.command("upgrade", rich_help_panel=USE)
+def upgrade_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the new bundle.", show_default=False)],
+    pool: PoolOption = None,
+    kubernetes: KubernetesOption = None,
+    image: Annotated[str | None, typer.Option(help="Of the new bundle, for --kubernetes: NAME@DIGEST.", show_default=False)] = None,
+    old: Annotated[Path | None, typer.Option("--from", help="Folder of the bundle in service. Default: as the pool says.", show_default=False)] = None,
+    workload: Annotated[str | None, typer.Option(help="Compare the two on this workload's test split as well.", show_default=False)] = None,
+    data: DataOption = None,
+    inputs: Annotated[Path | None, typer.Option(help="An .npy file of real examples, to compare cost by.", show_default=False)] = None,
+    watch: Annotated[str, typer.Option(help="Time for which each step is watched: 60s, 10m.")] = "60s",
+    most: Annotated[str, typer.Option(help="After which a step that saw too few requests is given up.")] = "10m",
+    uncertified: Annotated[bool, typer.Option("--uncertified", help="Let in a bundle that was not certified.")] = False,
+    dearer: Annotated[bool, typer.Option("--dearer", help="Let in a bundle whose predictions cost more.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all checks, print the plan, change nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while at work.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a bundle in another's place, step by step, if it does as well: exit code 0, else 3."""
+    from tenfold.data.sources import load_npy
+    from tenfold.rollout.upgrade import Asked, upgrade
+
+    asked = Asked(
+        pool=pool, kubernetes=kubernetes, image=image, old=old, workload=workload, data=data, examples=None if inputs is None else [load_npy(inputs)],
+        watch_seconds=seconds(watch), most_seconds=seconds(most), uncertified=uncertified, dearer=dearer, dry_run=dry_run,
+    )  # fmt: skip
+    document = upgrade(bundle, asked, say=lambda line: None if quiet else print(line, file=sys.stderr))
+    if as_json:
+        _print_json(document)
+    elif not quiet:
+        from tenfold.summary import print_upgrade
+
+        print_upgrade(document)
+    raise typer.Exit(document["exit_code"])
+
+
+@app.command("rollback", rich_help_panel=USE)
+def rollback_command(pool: PoolOption = None, kubernetes: KubernetesOption = None) -> None:
+    """Put back what was in service before the last upgrade."""
+    from tenfold.rollout.upgrade import rollback
+
+    rollback(pool, kubernetes, say=print)
+
+
 @app.command("report", rich_help_panel=USE)
 def report_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],

@@ -22,13 +22,14 @@ ROUNDS, SECONDS, CALLS = 5, 6.0, 2_000
 
 
 def compare(
-    a: str | Path, b: str | Path, workload: Workload | str, *, data: str | Path | None = None, margin: float | None = None
+    a: str | Path, b: str | Path, workload: Workload | str, *, data: str | Path | None = None, margin: float | None = None, cheaper: bool = True
 ) -> dict[str, Any]:
     """Is B as good as A within the margin, and is it cheaper? Opens the test split, and counts that.
 
     Args:
         a: the ONNX model that is trusted; b: the one that would replace it. Both take the workload's
             inputs as they are stored, and give its outputs.
+        cheaper: whether B has to be cheaper as well.
 
     Returns:
         JSON: quality_difference, cost_ratio, slices, agreement, disagreements, verdict, reason,
@@ -62,7 +63,7 @@ def compare(
     decision, reason = verdict.decision, verdict.reason
     if (broken := next((r["name"] for r in slices if r["held"] is False), None)) is not None and decision is Decision.TAKE:
         decision, reason = Decision.INCONCLUSIVE, f"slice {broken!r} does not keep its margin"
-    elif decision is Decision.TAKE and cost.low < COST_BAR:
+    elif cheaper and decision is Decision.TAKE and cost.low < COST_BAR:
         decision, reason = Decision.REFUSE, f"as good ({reason}), but not shown to be cheaper"
     classes = task.classifies and outputs["a"].ndim == 2 and test.targets.ndim == 1
     return {

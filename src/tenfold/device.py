@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from typing import Any
+
+from tenfold.limits import core_limit
 
 # what decides which kernels the engines pick, hence cost and the last digits of the numbers
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -43,8 +46,10 @@ def cpu_class() -> str:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those it may run on, or fewer where a control group gives it less time."""
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = core_limit()
+    return able if limit is None else min(able, max(1, math.ceil(limit)))
 
 
 def thread_counts() -> list[int]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import __version__, device, final, insights
+from tenfold.build import Builder
+from tenfold.bundle import input_names
 from tenfold.candidate import Candidate, Ladder, recipe_label, row_of, short
 from tenfold.context import Context
 from tenfold.errors import TenfoldError
@@ -18,11 +20,13 @@ from tenfold.execute import EAGER, Objective, ratio_of
 from tenfold.final import Final
 from tenfold.lever import Tuned, discover
 from tenfold.measure import Samples
+from tenfold.plan import Plan
 from tenfold.profile import profile_of
 from tenfold.recipe import canonical
 from tenfold.savings import savings_of
 from tenfold.search import BASELINE
 from tenfold.sequence import Entry, margin_on_test, slices_on_test
+from tenfold.statistics import describe
 from tenfold.tune import is_enough
 from tenfold.verdict import Decision, quality_p
 from tenfold.workload import judged_by, structure_identity
@@ -150,7 +154,17 @@ def manifest(run: Context, document: dict[str, Any], last: Final) -> dict[str, A
         },
         "gain": document["gain"],
         "recipe": last.recipe.to_json(),
+        "statistics": served_like(run.builder, last.plan, run.evaluator.point.batch),
     }  # fmt: skip
+
+
+def served_like(builder: Builder, plan: Plan, batch: int) -> dict[str, Any]:
+    """What inputs and answers are like where the model was made: what a server sees is held against it."""
+    examples = builder.examples
+    learned = examples.train if examples.train is not None else examples.valid
+    inputs = dict(zip(input_names(len(learned.inputs)), learned.inputs, strict=True))
+    tells = builder.workload.classifies and len(builder.answer_shape) == 1
+    return describe(inputs, builder.outputs(plan, examples.valid, batch) if tells else None)
 
 
 def _task(run: Context) -> str:

@@ -25,6 +25,8 @@ PATIENCE_SECONDS = 20.0
 
 Runner = Callable[[Sequence[Array]], Array]
 """From one array an input, each (batch, …), to the output (batch, …)."""
+Outputs = Callable[[Sequence[Array]], tuple[Array, ...]]
+"""The same, to several outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +54,23 @@ def has_openvino() -> bool:
 
 
 def open_session(path: Path, config: SessionConfig) -> Runner:
-    """A function that runs the graph.
+    """A function that runs the graph, and gives its first output.
 
     Raises:
         GraphError: the file is no ONNX graph, or the engine has no kernel for it or is not installed.
     """
+    run = open_outputs(path, config, 1)
+    return lambda inputs: run(inputs)[0]
+
+
+def open_outputs(path: Path, config: SessionConfig, count: int) -> Outputs:
+    """A function that runs the graph, and gives its first outputs.
+
+    Raises:
+        GraphError: as of `open_session`.
+    """
     try:
-        return _ENGINES[config.engine](path, config)
+        return _ENGINES[config.engine](path, config, count)
     except ImportError as error:
         raise GraphError(f"{config.engine} is not installed: pip install 'tenfold[{config.engine}]'") from error
     except TenfoldError:
@@ -95,7 +107,7 @@ def _cannot_run(engine: str, path: Path, error: Exception) -> GraphError:
     return GraphError(f"{engine} cannot run {path.name} ({first_line(error, 300)}): check that it is a valid ONNX graph")
 
 
-def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
+def _onnxruntime(path: Path, config: SessionConfig, count: int) -> Outputs:
     import onnxruntime as ort
 
     if config.precision != "float32":
@@ -103,7 +115,7 @@ def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
     options = ort.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and says so
     # its threads would spin on after a call, in the time of whatever is called next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.graph_optimization_level = {
@@ -113,14 +125,13 @@ def _onnxruntime(path: Path, config: SessionConfig) -> Runner:
     }[config.graph_optimization]
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
-    output = [session.get_outputs()[0].name]
+    wanted = [o.name for o in session.get_outputs()[:count]]
 
-    def run(inputs: Sequence[Array]) -> Array:
+    def run(inputs: Sequence[Array]) -> tuple[Array, ...]:
         try:
-            result: Array = session.run(output, dict(zip(names, inputs, strict=True)))[0]
+            return tuple(session.run(wanted, dict(zip(names, inputs, strict=True))))
         except Exception as error:  # onnxruntime has a type of its own for every failure
             raise _cannot_run("onnxruntime", path, error) from error
-        return result
 
     return run
 
@@ -134,7 +145,7 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
-def _openvino(path: Path, config: SessionConfig) -> Runner:
+def _openvino(path: Path, config: SessionConfig, count: int) -> Outputs:
     core = _openvino_core()
     compiled = core.compile_model(
         core.read_model(str(path)),
@@ -151,14 +162,14 @@ def _openvino(path: Path, config: SessionConfig) -> Runner:
     )
     request = compiled.create_infer_request()
 
-    def run(inputs: Sequence[Array]) -> Array:
+    def run(inputs: Sequence[Array]) -> tuple[Array, ...]:
         request.infer(list(inputs), share_inputs=True)
-        return np.array(request.get_output_tensor(0).data)
+        return tuple(np.array(request.get_output_tensor(i).data) for i in range(count))
 
     return run
 
 
-_ENGINES: dict[str, Callable[[Path, SessionConfig], Runner]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+_ENGINES: dict[str, Callable[[Path, SessionConfig, int], Outputs]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 
 
 def run_in_batches(runner: Runner, inputs: Sequence[Array], batch: int) -> Array:

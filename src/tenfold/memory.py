@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tenfold.errors import first_line
-from tenfold.memory_limit import free_memory
+from tenfold.limits import free_memory
 from tenfold.probe import peak_resident
 
 SHARE = 0.8

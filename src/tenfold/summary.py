@@ -93,6 +93,35 @@ def print_update(document: dict[str, Any], page: Path) -> None:
     console.print(f"page        {page.resolve().as_uri()}", soft_wrap=True)
 
 
+def print_shipped(document: dict[str, Any], out: Path) -> None:
+    """What was written, and what comes next."""
+    from rich.console import Console
+
+    console, image = Console(highlight=False, soft_wrap=True), document["image"]
+    if image is not None:
+        console.print(f"image       {out / 'image'}  ({image['bytes'] / 1e6:.1f} MB compressed)\n            {image['name']}@{image['digest']}")
+    console.print(f"manifests   {out / 'kubernetes'}, and as a chart {out / 'chart'}")
+    taken, requests = document["measured"], document["requests"]
+    console.print(f"measured    {taken['peak_bytes'] / 1e6:.0f} MB at the most under load, {taken['idle_bytes'] / 1e6:.0f} MB idle: a pod requests {requests['cpu']} CPU and {requests['memory']}")
+    name, namespace = document["name"], document["namespace"]
+    console.print(f"next        kubectl apply -f {out / 'kubernetes'}\n            kubectl create secret generic {name}-token --namespace {namespace} --from-file=token=FILE")
+
+
+def print_upgrade(document: dict[str, Any]) -> None:
+    """What would be done, or was."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if document["dry_run"]:
+        for step in document["plan"]:
+            console.print(f"plan        {step['canaries']} of {step['of']} servers, watched for {document['watch_seconds']:g} s")
+        console.print("plan        all of them; nothing was changed")
+        return
+    taken = document["exit_code"] == 0
+    console.print("promoted" if taken else f"taken back: {document['steps'][-1]['judged']['reason']}", style="bold")
+    console.print(f"in service  {document['in_service']}")
+
+
 def headline(result: dict[str, Any]) -> str:
     """The result in two sentences."""
     certified = result["certified"]

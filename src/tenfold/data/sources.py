@@ -295,9 +295,13 @@ def unsorted_images(path: Path, name: str, image_size: tuple[int, int] | None) -
 
 
 def decode_images(
-    openers: Sequence[Callable[[], Any]], where: Sequence[str], image_size: tuple[int, int] | None
-) -> Array:
+    openers: Sequence[Callable[[], Any]], where: Sequence[str], image_size: tuple[int, int] | None,
+    *, most_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None,
+) -> Array:  # fmt: skip
     """Decode images once, on all cores, into uint8 (n, channels, height, width); channels 1 or 3.
+
+    Args:
+        formats: Pillow's names of those that are taken; None: all.
 
     Raises:
         WorkloadError: names the image that is corrupt, too large, or of another size than the first.
@@ -307,10 +311,10 @@ def decode_images(
     def decode(job: tuple[Callable[[], Any], str]) -> Array:
         opener, label = job
         try:
-            with Image.open(opener()) as image:
-                if image.width * image.height > MAX_PIXELS:
+            with Image.open(opener(), formats=formats) as image:
+                if image.width * image.height > most_pixels:
                     raise WorkloadError(
-                        f"{label} claims {image.width:,}×{image.height:,} pixels, more than {MAX_PIXELS:,}: "
+                        f"{label} claims {image.width:,}×{image.height:,} pixels, more than {most_pixels:,}: "
                         "it looks like a decompression bomb, remove or shrink it"
                     )
                 if image.mode in ("I", "F"):

@@ -17,6 +17,7 @@ from tenfold.build import Builder, place_of, trainings_of
 from tenfold.bundle import Bundle, write_bundle
 from tenfold.certify import opened_by, record_opening
 from tenfold.data.split import Array, Split, joined
+from tenfold.document import served_like
 from tenfold.engine import GraphError, open_session
 from tenfold.errors import DivergedError, ExportError, TenfoldError, WorkloadError
 from tenfold.execute import LEAST_INPUTS, ROUNDS, plain_session, ratio_of
@@ -280,6 +281,7 @@ def _carry_out(up: Upgrade, path: Path | None, view: View) -> Update:
             "certified": True,
             "upgrade": {k: document[k] for k in ("number", "of", "planned", "comparisons", "replaced", "cost_ratio")},
             "first": {k: first[k] for k in ("certified", "quality", "costs", "gain")},
+            "statistics": served_like(up.builder, up.plan, up.batch),
         }
         write_bundle(up.folder / "bundle", up.graph, up.old.valid.take(slice(0, 256)).inputs, facts)
         keep_weights(up.folder / "weights", [up.builder.shaped(p).path / "model.safetensors" for p in trainings_of(up.plan)])

@@ -16,6 +16,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper, inliner, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
+from tenfold.bundle import SURENESS, THRESHOLD
 from tenfold.engine import GraphError
 from tenfold.errors import first_line
 
@@ -23,7 +24,7 @@ OUTPUT = "output"
 
 
 def splice(parts: Sequence[ModelProto], thresholds: Sequence[float], blend: float = 0.0) -> ModelProto:
-    """One graph of two or more, with the inputs and the output of the first.
+    """One graph of two or more, with the inputs and the output of the first, and how sure that was.
 
     Args:
         parts: from the cheapest to the best; each maps the same inputs (batch, …) to (batch, classes) logits.
@@ -41,8 +42,10 @@ def splice(parts: Sequence[ModelProto], thresholds: Sequence[float], blend: floa
             raise GraphError("the graphs of a cascade take different inputs: make each from the same workload")
     nodes, _ = _stage(parts, thresholds, blend, 0, [i.name for i in inputs], None)
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, _dims(parts[0].graph.output[0]))
-    graph = helper.make_graph(nodes, "cascade", inputs, [output], initializer=list(parts[0].graph.initializer))
+    sureness = helper.make_tensor_value_info(SURENESS, TensorProto.FLOAT, _dims(parts[0].graph.output[0])[:1])
+    graph = helper.make_graph(nodes, "cascade", inputs, [output, sureness], initializer=list(parts[0].graph.initializer))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=max(p.ir_version for p in parts))
+    helper.set_model_props(model, {THRESHOLD: repr(float(np.float32(thresholds[0])))})
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -73,15 +76,15 @@ def _stage(
     if index == len(parts) - 1:
         return nodes, output
     part.initializer.extend([numpy_helper.from_array(np.array([1]), f"{prefix}class_axis"), _number(thresholds[index], f"{prefix}threshold")])
-    rows, merged = f"{prefix}rows", f"{prefix}merged" if index else OUTPUT
-    nodes += _score(output, f"{prefix}score", prefix)
+    rows, merged, score = f"{prefix}rows", *((f"{prefix}merged", f"{prefix}score") if index else (OUTPUT, SURENESS))
+    nodes += _score(output, score, prefix)
     nodes += [
-        helper.make_node("ReduceMin", [f"{prefix}score"], [f"{prefix}least"], keepdims=0),
+        helper.make_node("ReduceMin", [score], [f"{prefix}least"], keepdims=0),
         helper.make_node("Less", [f"{prefix}least", f"{prefix}threshold"], [f"{prefix}any"]),
     ]
     handed = [f"{prefix}handed_{i}" for i in range(len(inputs))]
     inner = [
-        helper.make_node("Less", [f"{prefix}score", f"{prefix}threshold"], [f"{prefix}unsure"]),
+        helper.make_node("Less", [score, f"{prefix}threshold"], [f"{prefix}unsure"]),
         helper.make_node("NonZero", [f"{prefix}unsure"], [f"{prefix}unsure_rows"]),
         helper.make_node("Transpose", [f"{prefix}unsure_rows"], [rows], perm=[1, 0]),  # (handed on, 1)
         *(helper.make_node("GatherND", [given, rows], [name]) for given, name in zip(inputs, handed, strict=True)),

@@ -1,0 +1,112 @@
+"""Limits on a connection before there is a request: uvicorn's protocol with deadlines, a size for heads, and a cap on connections."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from tenfold.serve.settings import Settings
+
+MOST_HEAD = 32 << 10
+"""Bytes of a request's line and headers."""
+MOST_PIPELINED = 16
+"""Requests of a connection that wait for the one before."""
+CROWDED_SECONDS = 1.0
+"""In which a connection beyond the cap has to say something to be told so."""
+
+
+def limited(settings: Settings) -> type[HttpToolsProtocol]:
+    """The protocol of a server with these settings. Connections grow old, so that a client which keeps one comes to other servers too."""
+
+    class Limited(HttpToolsProtocol):
+        _heading, _head = True, 0
+        _deadline: asyncio.TimerHandle | None = None
+        """For a head, or for whatever comes after an answer."""
+        _writing: asyncio.TimerHandle | None = None
+        """For an answer to be read."""
+        _old = 0.0
+        """When it is closed, with the next answer."""
+        _crowded = False
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)  # type: ignore[arg-type]
+            self._crowded = len(self.connections) > settings.max_connections
+            self._deadline = self.loop.call_later(CROWDED_SECONDS if self._crowded else settings.head_seconds, self._late)
+            self._old = self.loop.time() + settings.connection_seconds * random.uniform(0.8, 1.2)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._in_time()
+            self._read()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self._crowded:
+                self._refuse(503, "too many connections: try again", b"retry-after: 1\r\n")
+                return
+            super().data_received(data)
+            if self.transport.is_closing():
+                return
+            if self._heading:
+                self._head += len(data)
+                if self._head > MOST_HEAD:
+                    self._refuse(431, f"the line and the headers of a request have more than {MOST_HEAD} bytes")
+                    return
+            answered = self.cycle is not None and self.cycle.response_complete and self.timeout_keep_alive_task is None
+            if (self._heading or answered) and self._deadline is None:
+                self._deadline = self.loop.call_later(settings.head_seconds, self._late)
+
+        def on_message_begin(self) -> None:
+            self._heading, self._head = True, 0
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            if len(self.pipeline) >= MOST_PIPELINED:
+                raise ValueError("too many requests at once on a connection")  # the parser hands it to send_400_response
+            self._heading = False
+            self._in_time()
+            super().on_headers_complete()
+            if self.loop.time() > self._old:
+                self.cycle.keep_alive = False
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._read()
+            self._writing = self.loop.call_later(settings.answer_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._read()
+            super().resume_writing()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, msg)
+
+        def _in_time(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _read(self) -> None:
+            if self._writing is not None:
+                self._writing.cancel()
+                self._writing = None
+
+        def _late(self) -> None:
+            self._deadline = None
+            self._refuse(408, f"nothing more came within {settings.head_seconds:g} s")
+
+        def _refuse(self, status: int, message: str, *headers: bytes) -> None:
+            """Say so, unless an answer is being sent or was sent to the same request; and close."""
+            if self.transport.is_closing():
+                return
+            if self.cycle is None or (self.cycle.response_complete and self._heading):
+                body = orjson.dumps({"error": message})
+                length = b"content-length: %d\r\n" % len(body)
+                self.transport.write(b"".join([STATUS_LINE[status], b"content-type: application/json\r\n", length, b"connection: close\r\n", *headers, b"\r\n", body]))
+            self.transport.close()
+
+    return Limited

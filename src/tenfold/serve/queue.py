@@ -1,0 +1,147 @@
+"""Requests that wait for a model: bounded, in their order, put together into batches where that pays."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tenfold.data.split import Array
+from tenfold.engine import Outputs
+from tenfold.serve.protocol import RejectedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a model's requests are computed."""
+
+    workers: int = 1
+    """That compute at the same time."""
+    waiting: int = 128
+    """Requests that may wait, beside those that are computed."""
+    most: int = 1
+    """Examples that are put together from several requests; 1: none are."""
+    delay: float = 0.0
+    """Seconds that a request may wait for others to come while a worker is free."""
+    inline: int = 0
+    """Examples up to which a request is computed at once in the event loop, as long as nothing else is: to hand it to a thread would take longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    inputs: Sequence[Array]
+    answers: asyncio.Future[tuple[Array, ...]]
+    came: float
+    alone: bool = False
+    """It was in a batch that failed: whose fault that was shows when each is computed alone."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.inputs[0])
+
+
+class Queue:
+    """Computes what is awaited from it. To be used in one event loop; its threads end when nothing holds it any more."""
+
+    def __init__(self, run: Outputs, schedule: Schedule, *, computed: Callable[[int], None] = lambda _: None) -> None:
+        """
+        Args:
+            computed: told the examples of each call.
+        """
+        self._run = run
+        self._schedule = schedule
+        self._computed = computed
+        self._pool = ThreadPoolExecutor(schedule.workers, thread_name_prefix="infer")
+        self._jobs: deque[_Job] = deque()
+        self._running = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Requests that wait."""
+        return len(self._jobs)
+
+    def at_once(self, inputs: Sequence[Array]) -> tuple[Array, ...] | None:
+        """What the model answers, where that takes less time than to wait for it; None: await it."""
+        if self._running or self._jobs or len(inputs[0]) > self._schedule.inline or self._schedule.delay:
+            return None
+        self._computed(len(inputs[0]))
+        return self._run(inputs)
+
+    async def answers(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """What the model answers.
+
+        Raises:
+            RejectedError: too many wait; status 503.
+        """
+        if len(self._jobs) >= self._schedule.waiting:
+            raise RejectedError(503, f"{len(self._jobs)} requests wait already: try again", retry_after="1")
+        loop = asyncio.get_running_loop()
+        job = _Job(inputs=inputs, answers=loop.create_future(), came=loop.time())
+        self._jobs.append(job)
+        self._dispatch()
+        return await job.answers
+
+    def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._jobs and self._running < self._schedule.workers:
+            if (wait := self._wait(loop.time())) > 0:
+                self._timer = self._timer or loop.call_later(wait, self._late)
+                return
+            if jobs := self._next():
+                self._running += 1
+                self._computed(sum(j.rows for j in jobs))
+                task = loop.run_in_executor(self._pool, self._work, jobs)
+                task.add_done_callback(partial(self._done, jobs))
+
+    def _late(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def _wait(self, now: float) -> float:
+        """Seconds until the next batch begins; 0: at once."""
+        if not self._schedule.delay or self._jobs[0].alone or sum(j.rows for j in self._jobs) >= self._schedule.most:
+            return 0.0
+        return self._jobs[0].came + self._schedule.delay - now
+
+    def _next(self) -> list[_Job]:
+        """The requests of the next call: one, and those after it that fit. Those that nobody waits for any more are left out."""
+        jobs: list[_Job] = []
+        rows = 0
+        while self._jobs and (not jobs or (rows + self._jobs[0].rows <= self._schedule.most and not jobs[0].alone and not self._jobs[0].alone)):
+            job = self._jobs.popleft()
+            if not job.answers.done():
+                jobs.append(job)
+                rows += job.rows
+        return jobs
+
+    def _work(self, jobs: Sequence[_Job]) -> tuple[Array, ...]:
+        if len(jobs) == 1:
+            return self._run(jobs[0].inputs)
+        return self._run([np.concatenate(arrays) for arrays in zip(*(j.inputs for j in jobs), strict=True)])
+
+    def _done(self, jobs: Sequence[_Job], task: asyncio.Future[tuple[Array, ...]]) -> None:
+        self._running -= 1
+        error = task.exception()
+        if error is not None and len(jobs) > 1:
+            self._jobs.extendleft(dataclasses.replace(j, alone=True) for j in reversed(jobs))
+        elif error is not None:
+            if not jobs[0].answers.done():
+                jobs[0].answers.set_exception(error)
+        else:
+            self._share_out(jobs, task.result())
+        self._dispatch()
+
+    @staticmethod
+    def _share_out(jobs: Sequence[_Job], answers: tuple[Array, ...]) -> None:
+        first = 0
+        for job in jobs:
+            rows = slice(first, first + job.rows)
+            first = rows.stop
+            if not job.answers.done():  # it may have been given up
+                job.answers.set_result(tuple(a[rows] for a in answers))
