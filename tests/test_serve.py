@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,7 +23,10 @@ from PIL import Image
 from tests.serving import Server, command, images_bundle, load, serving, slow_bundle, table_bundle, text_bundle
 
 from tenfold.bundle import Bundle
+from tenfold.serve.app import application
 from tenfold.serve.pool import CANARY, STABLE, Wanted, read_there, write_wanted
+from tenfold.serve.service import Service
+from tenfold.serve.settings import Settings
 from tenfold.serve.tokens import LOOK_SECONDS
 
 PICTURE = np.arange(64, dtype=np.uint8).reshape(1, 1, 8, 8)
@@ -427,6 +432,27 @@ def test_a_bundle_is_exchanged_without_a_failed_request_and_a_bad_one_is_not_tak
             client.end()
         assert [f for c in clients for f in c.failed] == []
         assert {len(c.answers) for c in clients} == {2}, "one of the bundle before, and one of that after"
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/small"])
+def test_a_failure_of_our_own_is_500_and_its_reason_stays_in_the_log(path: str, monkeypatch, caplog) -> None:
+    service = Service([], Settings())
+    monkeypatch.setattr(service, "find", lambda *_: 1 / 0)
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": picture_request(), "more_body": False}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST" if path == INFER else "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}
+    with caplog.at_level(logging.ERROR, "tenfold.serve"):
+        asyncio.run(application(service, None, None)(scope, receive, send))
+    assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [500]
+    assert sent[-1]["body"] == b'{"error":"the server failed: its log says why"}'
+    assert "ZeroDivisionError" in caplog.text
+    assert f"failed: {scope['method']} {path}" in caplog.text
 
 
 # ---------------------------------------------------------------- pools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -33,6 +34,7 @@ LARGE = 64 << 10
 """Bytes of a body, from which it is read in a thread, so that others are answered meanwhile."""
 LEFT_UNREAD = 256 << 10
 """Bytes of a body that are let come and are thrown away after a refusal; of a longer one the connection is closed."""
+INFER = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 JSON = {"content-type": "application/json"}
 Written = Callable[[dict[str, Any]], None]
 
@@ -59,7 +61,11 @@ async def unknown(request: HTTPRequest, error: Exception) -> Response:
 
 
 async def failed(_request: HTTPRequest, _error: Exception) -> Response:
-    """Our own failure: its reason stays in the log."""
+    return failure()
+
+
+def failure() -> Response:
+    """Our own: its reason stays in the log."""
     return json_response({"error": "the server failed: its log says why"}, 500)
 
 
@@ -88,23 +94,6 @@ class Endpoints:
 
     async def manifest(self, request: HTTPRequest) -> Response:
         return json_response(self._entry(request).model.bundle.manifest)
-
-    async def infer(self, request: HTTPRequest) -> Response:
-        settings = self.service.settings
-        self._entry(request)  # before its body is read
-        with Body(request.scope, request.receive, self.service.held, most=self.service.most_bytes) as body:
-            data = await body.read(settings.body_seconds)
-            entry = request.scope["tenfold.entry"] = self._entry(request)  # once more: it may have been exchanged meanwhile
-            model, length = entry.model, header(request.scope, HEADER_LENGTH.encode())
-            if length is None:
-                body.parsed(len(data))
-            work = partial(parse, data, length, model.inputs, model.outputs, settings.max_examples)
-            wanted = work() if len(data) < LARGE else await asyncio.to_thread(work)
-            answers = await self.service.answers(entry, wanted.inputs, request.receive)
-            content, size = answer(model.name, model.version, wanted, {o.name: a for o, a in zip(model.outputs, answers, strict=False)}, model.labels)
-        if size is None:
-            return Response(content, headers=JSON)
-        return Response(content, headers={"content-type": "application/octet-stream", HEADER_LENGTH: str(size)})
 
     async def predict(self, request: HTTPRequest) -> Response:
         asked, settings = request.query_params, self.service.settings
@@ -140,15 +129,51 @@ class Endpoints:
         return json_response(content) if self.service.ready else json_response(content, 503, {"retry-after": "1"})
 
     def routes(self) -> list[Route]:
-        def of_model(rest: str, endpoint: Callable[[HTTPRequest], Awaitable[Response]], method: str = "GET") -> list[Route]:
+        def of_model(rest: str, endpoint: Callable[..., Awaitable[Any]], method: str = "GET") -> list[Route]:
             return [Route(f"/v2/models/{{model}}{version}{rest}", endpoint, methods=[method]) for version in ("", "/versions/{version}")]
 
         return [
-            *of_model("/infer", self.infer, "POST"),
+            *of_model("/infer", Infer(self.service), "POST"),
             Route("/v2/health/live", self.live), Route("/v2/health/ready", self.ready), Route("/v2", self.server),
             *of_model("", self.model), *of_model("/ready", self.model_ready), *of_model("/manifest", self.manifest),
             Route("/predict", self.predict, methods=["POST"]), Route("/", self.page), Route("/openapi.json", self.openapi),
         ]  # fmt: skip
+
+
+class Infer:
+    """Answers by the protocol, as an application of its own: of a small model's request starlette would take a fifth."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            content, size = await self._answer(scope, receive)
+        except RejectedError as error:
+            await refusal(error)(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json" if size is None else b"application/octet-stream"), (b"content-length", b"%d" % len(content))]
+        if size is not None:
+            headers.append((HEADER_LENGTH.encode(), b"%d" % size))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
+        """A body, and how many of its bytes are JSON; None: all are."""
+        place = INFER.fullmatch(scope["path"])
+        assert place is not None
+        service, settings = self._service, self._service.settings
+        service.find(place["model"], place["version"])  # before its body is read
+        with Body(scope, receive, service.held, most=service.most_bytes) as body:
+            data = await body.read(settings.body_seconds)
+            entry = scope["tenfold.entry"] = service.find(place["model"], place["version"])  # once more: it may have been exchanged meanwhile
+            model, length = entry.model, header(scope, HEADER_LENGTH.encode())
+            if length is None:
+                body.parsed(len(data))
+            work = partial(parse, data, length, model.inputs, model.outputs, settings.max_examples)
+            wanted = work() if len(data) < LARGE else await asyncio.to_thread(work)
+            answers = await service.answers(entry, wanted.inputs, receive)
+            return answer(model.name, model.version, wanted, {o.name: a for o, a in zip(model.outputs, answers, strict=False)}, model.labels)
 
 
 def application(service: Service, tokens: Tokens | None, written: Written | None) -> Gate:
@@ -169,16 +194,17 @@ class Gate:
 
     def __init__(self, app: Starlette, service: Service, tokens: Tokens | None, written: Written | None) -> None:
         self._app, self._service, self._tokens, self._written = app, service, tokens, written
+        self._infer = Infer(service)
         self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        began, code = time.perf_counter(), 500
+        began, code, started = time.perf_counter(), 500, False
 
         async def told(message: Message) -> None:
-            nonlocal code
+            nonlocal code, started
             if message["type"] == "http.response.start":
-                code = message["status"]
+                code, started = message["status"], True
                 if self._service.draining or code == UNAUTHORIZED or ((code >= 400 or scope["method"] != "POST") and self._is_long(scope)):
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
@@ -191,9 +217,12 @@ class Gate:
             else:
                 counted = scope["path"] not in OPEN
                 self._active += counted
-                await self._app(scope, receive, told)
-        except Exception:  # it has been answered with 500, and is raised for whoever writes the log
+                app = self._infer if scope["method"] == "POST" and INFER.fullmatch(scope["path"]) else self._app
+                await app(scope, receive, told)
+        except Exception:
             log.exception("failed: %s %s", scope["method"], quoted(scope["path"]))
+            if not started:
+                await failure()(scope, receive, told)
         finally:
             self._active -= counted
             self._count(scope, code, time.perf_counter() - began)

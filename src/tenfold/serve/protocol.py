@@ -27,6 +27,8 @@ DATATYPES = {
     "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
 }  # fmt: skip
 """Of numpy's dtypes."""
+_DATATYPES = {np.dtype(name): word for name, word in DATATYPES.items()}
+"""By dtype: its name is made anew each time that it is asked for."""
 KINDS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 """Of JSON's values, that a dtype of that kind takes."""
 MOST_OTHER_BRACKETS = 200
@@ -311,7 +313,7 @@ def answer(model: str, version: str, request: Request, outputs: Mapping[str, Arr
         if wanted.classes:
             tensor = _classified(array, wanted, labels)
         else:
-            tensor = {"name": wanted.name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape, "data": np.ascontiguousarray(array).reshape(-1)}
+            tensor = {"name": wanted.name, "datatype": _DATATYPES[array.dtype], "shape": array.shape, "data": np.ascontiguousarray(array).reshape(-1)}
         if wanted.binary:
             raw = _bytes_of(tensor.pop("data"))
             tensor["parameters"] = {"binary_data_size": len(raw)}
