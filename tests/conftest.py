@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ __all__ = ["small_builder"]
 
 hypothesis.settings.register_profile("shared machine", deadline=None)  # what else runs decides how long an example takes
 hypothesis.settings.load_profile("shared machine")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it, and so would all that tests start
 
 
 @pytest.hookimpl(hookwrapper=True)

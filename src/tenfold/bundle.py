@@ -91,13 +91,13 @@ class Bundle:
 
     def verify(self) -> None:
         """Check hashes and golden outputs; warn when the CPU class differs."""
+        if outside := [name for name in self.manifest["files"] if Path(name).name != name]:
+            raise BundleError(f"{self.path}/manifest.json names a file outside the bundle ({outside[0]}): do not use it")
         if missing := {"model.onnx", "golden.npz"} - self.manifest["files"].keys():
             raise BundleError(f"{self.path}/manifest.json has no hash of {', '.join(sorted(missing))}: copy the bundle again")
         if strange := sorted({f.name for f in self.path.iterdir()} - {"manifest.json", *self.manifest["files"]}):
             raise BundleError(f"{self.path} holds {', '.join(strange[:3])}, which its manifest does not name: take it away, or copy the bundle again")
         for name, wanted in self.manifest["files"].items():
-            if Path(name).name != name:
-                raise BundleError(f"{self.path}/manifest.json names a file outside the bundle ({name}): do not use it")
             try:
                 found = file_hash(self.path / name)
             except OSError as error:
