@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -170,11 +171,11 @@ def test_the_page_holds_nothing_from_elsewhere(server: Server) -> None:
 # ---------------------------------------------------------------- what is not let in
 
 
-def raw(port: int, sent: bytes, seconds: float = 20.0, *, wait: float = 0.0) -> bytes:
+def raw(port: int, *parts: bytes, seconds: float = 20.0, wait: float = 0.0) -> bytes:
     """What comes back for these bytes, until the server closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-        connection.sendall(sent)
-        if wait:
+        for part in parts:
+            connection.sendall(part)
             time.sleep(wait)
         out = b""
         try:
@@ -209,6 +210,45 @@ def test_limits_on_what_is_sent(bundles) -> None:
             connection.close()
         time.sleep(0.3)
         assert server.json("GET", "/v2/health/ready")[0] == 200
+        assert server.end() == 0
+        assert not [line for line in server.lines if "Traceback" in line], "".join(server.lines)
+
+
+def test_requests_of_a_connection_are_answered_in_their_order_whatever_comes_with_them(bundles) -> None:
+    """Those that come whole are answered at once, others by the application: cut in two, too large, wrong, or of a model that takes its time."""
+    bodies = [json.dumps(request_of(PICTURE) | {"id": str(i)}).encode() for i in range(40)]
+    slow = json.dumps(request_of(np.zeros((1, 4)), datatype="FP32") | {"id": "slow"}).encode()
+
+    def post(body: bytes, model: str = "images", more: bytes = b"") -> bytes:
+        return b"POST /v2/models/%b/infer HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n%b" % (model.encode(), more, len(body), body)
+
+    def ids(answers: bytes) -> list[str]:
+        return re.findall(r'"id":"(\w+)"|"(error)"', answers.decode())
+
+    with serving(f"images={bundles['images']}", f"slow={bundles['slow']}", head_seconds=0.5) as server:
+        named = [post(b) for b in bodies]
+        last = post(bodies[9], more=b"connection: close\r\n")
+        together = raw(server.port, b"".join(named[:8]) + last)
+        assert [a or b for a, b in ids(together)] == [*map(str, range(8)), "9"]
+        assert together.count(b"connection: close") == 1
+        mixed = raw(server.port, named[0] + post(slow, "slow") + named[1] + post(b"{}") + named[2] + post(bodies[3], "none") + last)
+        assert [a or b for a, b in ids(mixed)] == ["0", "slow", "1", "error", "2", "error", "9"]
+        half = len(named[1]) - 40
+        cut = raw(server.port, named[0] + named[1][:half], named[1][half:] + last, wait=0.1)
+        assert [a or b for a, b in ids(cut)] == ["0", "1", "9"]
+        chunked = b"POST /v2/models/images/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(bodies[1]), bodies[1])
+        assert [a or b for a, b in ids(raw(server.port, chunked + named[2] + last))] == ["1", "2", "9"]
+        old = post(bodies[1]).replace(b"HTTP/1.1", b"HTTP/1.0")
+        assert [a or b for a, b in ids(raw(server.port, old))] == ["1"], "closed after it"
+        many = ids(raw(server.port, b"".join(named)))
+        assert [a or b for a, b in many] == [str(i) for i in range(len(many))], "too many at once: those before are answered"
+        assert len(many) >= 16
+        silent = raw(server.port, named[0], b"\r\n", wait=0.2)
+        assert [a or b for a, b in ids(silent)] == ["0"], "closed, as nothing comes of what has begun"
+        assert server.json("POST", "/v2/models/images/infer", bodies[5])[1]["id"] == "5"
+        before = server.metrics()['tenfold_requests_total{code="200",model="images",version="1"}']
+        server.json("POST", "/v2/models/images/infer", bodies[5])
+        assert server.metrics()['tenfold_requests_total{code="200",model="images",version="1"}'] == before + 1
         assert server.end() == 0
         assert not [line for line in server.lines if "Traceback" in line], "".join(server.lines)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tenfold import __version__
-from tenfold.serve.body import Body, Message, Receive, Scope, Send, header, said_length
+from tenfold.data.split import Array
+from tenfold.serve.body import Body, Headers, Message, Receive, Scope, Send, header, said_length
+from tenfold.serve.model import Model
 from tenfold.serve.openapi import openapi
 from tenfold.serve.page import page
 from tenfold.serve.people import IMAGES, inputs_of, said
-from tenfold.serve.protocol import HEADER_LENGTH, RejectedError, answer, parse, quoted
+from tenfold.serve.protocol import HEADER_LENGTH, RejectedError, Request, answer, parse, quoted
 from tenfold.serve.service import Entry, Service
 from tenfold.serve.tokens import Tokens
 
@@ -34,7 +36,7 @@ LARGE = 64 << 10
 """Bytes of a body, from which it is read in a thread, so that others are answered meanwhile."""
 LEFT_UNREAD = 256 << 10
 """Bytes of a body that are let come and are thrown away after a refusal; of a longer one the connection is closed."""
-INFER = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
+LENGTH = HEADER_LENGTH.encode()
 JSON = {"content-type": "application/json"}
 Written = Callable[[dict[str, Any]], None]
 
@@ -95,6 +97,20 @@ class Endpoints:
     async def manifest(self, request: HTTPRequest) -> Response:
         return json_response(self._entry(request).model.bundle.manifest)
 
+    async def infer(self, request: HTTPRequest) -> Response:
+        service, settings = self.service, self.service.settings
+        self._entry(request)  # before its body is read
+        with Body(request.scope, request.receive, service.held, most=service.most_bytes) as body:
+            data = await body.read(settings.body_seconds)
+            entry = request.scope["tenfold.entry"] = self._entry(request)  # once more: it may have been exchanged meanwhile
+            length = header(request.scope, LENGTH)
+            if length is None:
+                body.parsed(len(data))
+            work = partial(parsed, entry.model, data, length, settings.max_examples)
+            wanted = work() if len(data) < LARGE else await asyncio.to_thread(work)
+            content, headers = written(entry.model, wanted, await service.answers(entry, wanted.inputs, request.receive))
+            return Response(content, headers={k.decode(): v.decode() for k, v in headers})
+
     async def predict(self, request: HTTPRequest) -> Response:
         asked, settings = request.query_params, self.service.settings
 
@@ -133,68 +149,44 @@ class Endpoints:
             return [Route(f"/v2/models/{{model}}{version}{rest}", endpoint, methods=[method]) for version in ("", "/versions/{version}")]
 
         return [
-            *of_model("/infer", Infer(self.service), "POST"),
+            *of_model("/infer", self.infer, "POST"),
             Route("/v2/health/live", self.live), Route("/v2/health/ready", self.ready), Route("/v2", self.server),
             *of_model("", self.model), *of_model("/ready", self.model_ready), *of_model("/manifest", self.manifest),
             Route("/predict", self.predict, methods=["POST"]), Route("/", self.page), Route("/openapi.json", self.openapi),
         ]  # fmt: skip
 
 
-class Infer:
-    """Answers by the protocol, as an application of its own: of a small model's request starlette would take a fifth."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            content, size = await self._answer(scope, receive)
-        except RejectedError as error:
-            await refusal(error)(scope, receive, send)
-            return
-        headers = [(b"content-type", b"application/json" if size is None else b"application/octet-stream"), (b"content-length", b"%d" % len(content))]
-        if size is not None:
-            headers.append((HEADER_LENGTH.encode(), b"%d" % size))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
-        """A body, and how many of its bytes are JSON; None: all are."""
-        place = INFER.fullmatch(scope["path"])
-        assert place is not None
-        service, settings = self._service, self._service.settings
-        service.find(place["model"], place["version"])  # before its body is read
-        with Body(scope, receive, service.held, most=service.most_bytes) as body:
-            data = await body.read(settings.body_seconds)
-            entry = scope["tenfold.entry"] = service.find(place["model"], place["version"])  # once more: it may have been exchanged meanwhile
-            model, length = entry.model, header(scope, HEADER_LENGTH.encode())
-            if length is None:
-                body.parsed(len(data))
-            work = partial(parse, data, length, model.inputs, model.outputs, settings.max_examples)
-            wanted = work() if len(data) < LARGE else await asyncio.to_thread(work)
-            answers = await service.answers(entry, wanted.inputs, receive)
-            return answer(model.name, model.version, wanted, {o.name: a for o, a in zip(model.outputs, answers, strict=False)}, model.labels)
+def parsed(model: Model, data: bytes, length: str | None, most: int) -> Request:
+    """A request by the protocol, as this model takes it."""
+    return parse(data, length, model.inputs, model.outputs, most)
 
 
-def application(service: Service, tokens: Tokens | None, written: Written | None) -> Gate:
+def written(model: Model, wanted: Request, answers: Sequence[Array]) -> tuple[bytes, Headers]:
+    """A response by the protocol: its body, and the headers that say what it is."""
+    content, size = answer(model.name, model.version, wanted, {o.name: a for o, a in zip(model.outputs, answers, strict=False)}, model.labels)
+    if size is None:
+        return content, [(b"content-type", b"application/json")]
+    return content, [(b"content-type", b"application/octet-stream"), (LENGTH, b"%d" % size)]
+
+
+def application(service: Service, tokens: Tokens | None, log_request: Written | None) -> Gate:
     """The whole of it.
 
     Args:
         tokens: None: everybody is let in.
-        written: told of each request, for the access log.
+        log_request: told of each request, for the access log.
     """
     handlers: dict[Any, Any] = {RejectedError: rejected, HTTPException: unknown, Exception: failed}
     app = Starlette(routes=Endpoints(service).routes(), exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Gate(app, service, tokens, written)
+    return Gate(app, service, tokens, log_request)
 
 
 class Gate:
     """Who is let in, how many at a time; and what is counted and written down."""
 
-    def __init__(self, app: Starlette, service: Service, tokens: Tokens | None, written: Written | None) -> None:
-        self._app, self._service, self._tokens, self._written = app, service, tokens, written
-        self._infer = Infer(service)
+    def __init__(self, app: Starlette, service: Service, tokens: Tokens | None, log_request: Written | None) -> None:
+        self._app, self._service, self._tokens, self._log_request = app, service, tokens, log_request
         self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,15 +209,37 @@ class Gate:
             else:
                 counted = scope["path"] not in OPEN
                 self._active += counted
-                app = self._infer if scope["method"] == "POST" and INFER.fullmatch(scope["path"]) else self._app
-                await app(scope, receive, told)
+                await self._app(scope, receive, told)
         except Exception:
             log.exception("failed: %s %s", scope["method"], quoted(scope["path"]))
             if not started:
                 await failure()(scope, receive, told)
         finally:
             self._active -= counted
-            self._count(scope, code, time.perf_counter() - began)
+            self._count(scope.get("tenfold.entry"), scope["method"], scope["path"], code, time.perf_counter() - began)
+
+    def at_once(self, place: re.Match[str], headers: Headers, data: bytes) -> tuple[bytes, Headers] | None:
+        """The body and headers of an answer by the protocol that takes no longer than to wait for it, without what can be waited for in between: for a small model
+        that is most of a request. None: ask the application, which says what is wrong if anything is.
+
+        Args:
+            place: the path, with `model` and `version`.
+            headers: of the request, whose names are lower case.
+            data: its whole body.
+        """
+        began, service, request = time.perf_counter(), self._service, {"headers": headers}
+        if service.draining or len(data) > min(LARGE, service.most_bytes) or header(request, b"content-encoding") or self._refusal(request):
+            return None
+        try:
+            entry = service.find(place["model"], place["version"])
+            wanted = parsed(entry.model, data, header(request, LENGTH), service.settings.max_examples)
+            answers = service.at_once(entry, wanted.inputs)
+            found = None if answers is None else written(entry.model, wanted, answers)
+        except Exception:  # it comes to the same once more, where it is answered
+            return None
+        if found is not None:
+            self._count(entry, "POST", place.string, 200, time.perf_counter() - began)
+        return found
 
     def _refusal(self, scope: Scope) -> RejectedError | None:
         if self._tokens is not None and not self._tokens.lets_in((header(scope, b"authorization") or "").encode("latin-1")):
@@ -240,11 +254,10 @@ class Gate:
         length = said_length(scope)
         return length > LEFT_UNREAD if length is not None else header(scope, b"transfer-encoding") is not None
 
-    def _count(self, scope: Scope, code: int, seconds: float) -> None:
-        entry: Entry | None = scope.get("tenfold.entry")
+    def _count(self, entry: Entry | None, method: str, path: str, code: int, seconds: float) -> None:
         if entry is not None:
             entry.metrics.answered(code, seconds)
         else:
             self._service.metrics.others.labels(str(code)).inc()
-        if self._written is not None:
-            self._written({"method": scope["method"], "path": scope["path"][:200], "status": code, "ms": round(1e3 * seconds, 3)})
+        if self._log_request is not None:
+            self._log_request({"method": method, "path": path[:200], "status": code, "ms": round(1e3 * seconds, 3)})

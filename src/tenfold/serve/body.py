@@ -14,6 +14,7 @@ PARSED = 8
 """Times its text, that JSON takes as lists of numbers."""
 
 Scope = MutableMapping[str, Any]
+Headers = list[tuple[bytes, bytes]]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+from collections.abc import Callable
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from tenfold.serve.body import Headers
 from tenfold.serve.settings import Settings
 
 MOST_HEAD = 32 << 10
@@ -18,8 +21,18 @@ CROWDED_SECONDS = 1.0
 """In which a connection beyond the cap has to say something to be told so."""
 
 
-def limited(settings: Settings) -> type[HttpToolsProtocol]:
-    """The protocol of a server with these settings. Connections grow old, so that a client which keeps one comes to other servers too."""
+AtOnce = Callable[[re.Match[str], Headers, bytes], tuple[bytes, Headers] | None]
+"""(path of a POST, which is that of `INFER`, headers, body) to the body and headers of an answer; None: the application answers."""
+INFER = re.compile(r"/v2/models/(?P<model>[A-Za-z0-9._-]+)(?:/versions/(?P<version>[0-9]+))?/infer")
+"""Of a URL that needs no decoding."""
+
+
+def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpToolsProtocol]:
+    """The protocol of a server with these settings. Connections grow old, so that a client which keeps one comes to other servers too.
+
+    Args:
+        at_once: asked before the application, where a request has come as a whole.
+    """
 
     class Limited(HttpToolsProtocol):
         _heading, _head = True, 0
@@ -30,6 +43,11 @@ def limited(settings: Settings) -> type[HttpToolsProtocol]:
         _old = 0.0
         """When it is closed, with the next answer."""
         _crowded = False
+        _place: re.Match[str] | None = None
+        _aside: list[bytes] | None = None
+        """The body of a request that may be answered at once, as far as it has come."""
+        _answered_at_once = 0
+        """Of what came last."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
@@ -48,15 +66,18 @@ def limited(settings: Settings) -> type[HttpToolsProtocol]:
             if self._crowded:
                 self._refuse(503, "too many connections: try again", b"retry-after: 1\r\n")
                 return
+            self._answered_at_once = 0
             super().data_received(data)
             if self.transport.is_closing():
                 return
+            if self._aside is not None:  # more of it is to come
+                self._as_usual()
             if self._heading:
                 self._head += len(data)
                 if self._head > MOST_HEAD:
                     self._refuse(431, f"the line and the headers of a request have more than {MOST_HEAD} bytes")
                     return
-            answered = self.cycle is not None and self.cycle.response_complete and self.timeout_keep_alive_task is None
+            answered = (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
             if (self._heading or answered) and self._deadline is None:
                 self._deadline = self.loop.call_later(settings.head_seconds, self._late)
 
@@ -67,11 +88,57 @@ def limited(settings: Settings) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             if len(self.pipeline) >= MOST_PIPELINED:
                 raise ValueError("too many requests at once on a connection")  # the parser hands it to send_400_response
-            self._heading = False
             self._in_time()
+            self._place = INFER.fullmatch(self.url.decode("latin-1"))
+            if self._place is not None and self._may_be_answered_at_once():
+                self._aside = []
+            else:
+                self._to_application()
+            self._heading = False
+
+        def on_body(self, body: bytes) -> None:
+            if self._aside is not None:
+                self._aside.append(body)
+            else:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if self._aside is not None and not self._answer_at_once(b"".join(self._aside)):
+                self._as_usual()
+            if self._aside is None:
+                super().on_message_complete()
+            self._aside = None
+
+        def _to_application(self) -> None:
             super().on_headers_complete()
             if self.loop.time() > self._old:
                 self.cycle.keep_alive = False
+
+        def _as_usual(self) -> None:
+            """Hand what was put aside to the application."""
+            parts, self._aside = self._aside or [], None
+            self._to_application()
+            for part in parts:
+                super().on_body(part)
+
+        def _may_be_answered_at_once(self) -> bool:
+            """Whether it is an ordinary POST that somebody answers at once, and nothing else is at work or about to end on its connection."""
+            idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused and self._answered_at_once < MOST_PIPELINED
+            ordinary = self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
+            return at_once is not None and idle and ordinary and not self.parser.should_upgrade() and not self.expect_100_continue and self.loop.time() <= self._old
+
+        def _answer_at_once(self, body: bytes) -> bool:
+            assert at_once is not None
+            assert self._place is not None
+            found = at_once(self._place, self.headers, body)
+            if found is None:
+                return False
+            content, headers = found
+            lines = [b"%b: %b\r\n" % each for each in (*self.server_state.default_headers, *headers, (b"content-length", b"%d" % len(content)))]
+            self.transport.write(b"".join([STATUS_LINE[200], *lines, b"\r\n", content]))
+            self._answered_at_once += 1
+            self.on_response_complete()
+            return True
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -103,7 +170,7 @@ def limited(settings: Settings) -> type[HttpToolsProtocol]:
             """Say so, unless an answer is being sent or was sent to the same request; and close."""
             if self.transport.is_closing():
                 return
-            if self.cycle is None or (self.cycle.response_complete and self._heading):
+            if self._heading and (self.cycle is None or self.cycle.response_complete):
                 body = orjson.dumps({"error": message})
                 length = b"content-length: %d\r\n" % len(body)
                 self.transport.write(b"".join([STATUS_LINE[status], b"content-type: application/json\r\n", length, b"connection: close\r\n", *headers, b"\r\n", body]))

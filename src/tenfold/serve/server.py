@@ -114,7 +114,8 @@ async def _serve(
     settings = service.settings
     service.use(models)
     written = AccessLog(sys.stdout) if settings.access_log else None
-    main = _Server(_config(application(service, tokens, written.add if written else None), settings, http=limited(settings), **tls(settings)))
+    gate = application(service, tokens, written.add if written else None)
+    main = _Server(_config(gate, settings, http=limited(settings, gate.at_once), **tls(settings)))
     servers = [main, *(_Server(_config(_metrics(service), settings, http=limited(settings))) for _ in sockets[1:])]
     loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 

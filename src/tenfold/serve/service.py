@@ -147,14 +147,26 @@ class Service:
             RejectedError: the model cannot compute it (400); too many wait, or it took too long (503).
         """
         try:
-            answers = entry.queue.at_once(inputs)
-            if answers is None:
-                answers = await self._awaited(entry.queue.answers(inputs), receive)
+            answers = self.at_once(entry, inputs)
+            if answers is not None:
+                return answers
+            answers = await self._awaited(entry.queue.answers(inputs), receive)
         except (GraphError, MemoryError) as error:
             if isinstance(error, MemoryError) or "alloc" in str(error):
                 raise RejectedError(503, "there is no memory for this now: try again, with fewer examples", retry_after="1") from error
             raise RejectedError(400, f"the model cannot compute this: {error}") from error  # a number beyond a table's, say
         entry.metrics.predicted(inputs, answers)
+        return answers
+
+    def at_once(self, entry: Entry, inputs: Sequence[Array]) -> tuple[Array, ...] | None:
+        """What a model answers, where that takes less time than to wait for it; None: await `answers`.
+
+        Raises:
+            GraphError, MemoryError: the model cannot compute it.
+        """
+        answers = entry.queue.at_once(inputs)
+        if answers is not None:
+            entry.metrics.predicted(inputs, answers)
         return answers
 
     async def _awaited(self, answers: Coroutine[Any, Any, tuple[Array, ...]], receive: Receive) -> tuple[Array, ...]:
