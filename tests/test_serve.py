@@ -241,8 +241,7 @@ def test_requests_of_a_connection_are_answered_in_their_order_whatever_comes_wit
         old = post(bodies[1]).replace(b"HTTP/1.1", b"HTTP/1.0")
         assert [a or b for a, b in ids(raw(server.port, old))] == ["1"], "closed after it"
         many = ids(raw(server.port, b"".join(named)))
-        assert [a or b for a, b in many] == [str(i) for i in range(len(many))], "too many at once: those before are answered"
-        assert len(many) >= 16
+        assert [a or b for a, b in many] == [str(i) for i in range(len(many))], "too many on one connection: it is closed"
         silent = raw(server.port, named[0], b"\r\n", wait=0.2)
         assert [a or b for a, b in ids(silent)] == ["0"], "closed, as nothing comes of what has begun"
         assert server.json("POST", "/v2/models/images/infer", bodies[5])[1]["id"] == "5"

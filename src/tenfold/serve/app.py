@@ -19,13 +19,15 @@ from starlette.routing import Route
 
 from tenfold import __version__
 from tenfold.data.split import Array
+from tenfold.engine import GraphError
 from tenfold.serve.body import Body, Headers, Message, Receive, Scope, Send, header, said_length
+from tenfold.serve.connection import Answered
 from tenfold.serve.model import Model
 from tenfold.serve.openapi import openapi
 from tenfold.serve.page import page
 from tenfold.serve.people import IMAGES, inputs_of, said
 from tenfold.serve.protocol import HEADER_LENGTH, RejectedError, Request, answer, parse, quoted
-from tenfold.serve.service import Entry, Service
+from tenfold.serve.service import Entry, Service, not_computed
 from tenfold.serve.tokens import Tokens
 
 log = logging.getLogger("tenfold.serve")
@@ -169,6 +171,23 @@ def written(model: Model, wanted: Request, answers: Sequence[Array]) -> tuple[by
     return content, [(b"content-type", b"application/octet-stream"), (LENGTH, b"%d" % size)]
 
 
+def _said(entry: Entry, wanted: Request, answers: tuple[Array, ...] | Exception) -> tuple[int, bytes, Headers]:
+    """Status, body and headers of what a model answered, or raised."""
+    try:
+        if isinstance(answers, Exception):
+            raise answers
+        entry.metrics.predicted(wanted.inputs, answers)
+        return 200, *written(entry.model, wanted, answers)
+    except RejectedError as error:
+        refused = refusal(error)
+    except (GraphError, MemoryError) as error:
+        refused = refusal(not_computed(error))
+    except Exception:
+        log.exception("failed: %s", entry.model.name)
+        refused = failure()
+    return refused.status_code, bytes(refused.body), [(k, v) for k, v in refused.raw_headers if k != b"content-length"]
+
+
 def application(service: Service, tokens: Tokens | None, log_request: Written | None) -> Gate:
     """The whole of it.
 
@@ -218,27 +237,33 @@ class Gate:
             self._active -= counted
             self._count(scope.get("tenfold.entry"), scope["method"], scope["path"], code, time.perf_counter() - began)
 
-    def at_once(self, place: re.Match[str], headers: Headers, data: bytes) -> tuple[bytes, Headers] | None:
-        """The body and headers of an answer by the protocol that takes no longer than to wait for it, without what can be waited for in between: for a small model
-        that is most of a request. None: ask the application, which says what is wrong if anything is.
+    def soon(self, place: re.Match[str], headers: Headers, data: bytes, done: Answered) -> bool:
+        """Answer by the protocol in this turn of the event loop, without what could be waited for in between: for a small model that is most of a request.
+        False: ask the application, which says what is wrong if anything is.
 
         Args:
-            place: the path, with `model` and `version`.
+            place: the path of a POST, with `model` and `version`.
             headers: of the request, whose names are lower case.
             data: its whole body.
+            done: told the answer.
         """
         began, service, request = time.perf_counter(), self._service, {"headers": headers}
         if service.draining or len(data) > min(LARGE, service.most_bytes) or header(request, b"content-encoding") or self._refusal(request):
-            return None
+            return False
         try:
             entry = service.find(place["model"], place["version"])
             wanted = parsed(entry.model, data, header(request, LENGTH), service.settings.max_examples)
-            answers = service.at_once(entry, wanted.inputs)
-            found = None if answers is None else written(entry.model, wanted, answers)
-        except Exception:  # it comes to the same once more, where it is answered
-            return None
-        if found is not None:
-            self._count(entry, "POST", place.string, 200, time.perf_counter() - began)
+        except RejectedError:
+            return False
+
+        def told(answers: tuple[Array, ...] | Exception) -> None:
+            self._active -= 1
+            status, content, more = _said(entry, wanted, answers)
+            self._count(entry, "POST", place.string, status, time.perf_counter() - began)
+            done(status, content, more)
+
+        found = entry.queue.soon(wanted.inputs, told)
+        self._active += found
         return found
 
     def _refusal(self, scope: Scope) -> RejectedError | None:

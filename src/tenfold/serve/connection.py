@@ -6,9 +6,10 @@ import asyncio
 import random
 import re
 from collections.abc import Callable
+from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tenfold.serve.body import Headers
 from tenfold.serve.settings import Settings
@@ -21,17 +22,19 @@ CROWDED_SECONDS = 1.0
 """In which a connection beyond the cap has to say something to be told so."""
 
 
-AtOnce = Callable[[re.Match[str], Headers, bytes], tuple[bytes, Headers] | None]
-"""(path of a POST, which is that of `INFER`, headers, body) to the body and headers of an answer; None: the application answers."""
+Answered = Callable[[int, bytes, Headers], None]
+"""(status, body, headers but the body's length)."""
+Soon = Callable[[re.Match[str], Headers, bytes, Answered], bool]
+"""(path of a POST, which is that of `INFER`, headers, body, told of the answer in this turn of the event loop); False: the application answers."""
 INFER = re.compile(r"/v2/models/(?P<model>[A-Za-z0-9._-]+)(?:/versions/(?P<version>[0-9]+))?/infer")
 """Of a URL that needs no decoding."""
 
 
-def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpToolsProtocol]:
+def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProtocol]:
     """The protocol of a server with these settings. Connections grow old, so that a client which keeps one comes to other servers too.
 
     Args:
-        at_once: asked before the application, where a request has come as a whole.
+        soon: asked before the application, where a request has come as a whole.
     """
 
     class Limited(HttpToolsProtocol):
@@ -45,9 +48,12 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
         _crowded = False
         _place: re.Match[str] | None = None
         _aside: list[bytes] | None = None
-        """The body of a request that may be answered at once, as far as it has come."""
-        _answered_at_once = 0
-        """Of what came last."""
+        """The body of a request that may be answered in this turn, as far as it has come."""
+        _at_work: RequestResponseCycle | None = None
+        _waiting = False
+        """For an answer in this turn."""
+        _soon = 0
+        """Requests that were answered so, of what came last."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
@@ -58,6 +64,7 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
         def connection_lost(self, exc: Exception | None) -> None:
             self._in_time()
             self._read()
+            self._give_up()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -66,7 +73,7 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
             if self._crowded:
                 self._refuse(503, "too many connections: try again", b"retry-after: 1\r\n")
                 return
-            self._answered_at_once = 0
+            self._soon = 0
             super().data_received(data)
             if self.transport.is_closing():
                 return
@@ -77,9 +84,20 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
                 if self._head > MOST_HEAD:
                     self._refuse(431, f"the line and the headers of a request have more than {MOST_HEAD} bytes")
                     return
-            answered = (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
+            answered = (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None and not self._waiting
             if (self._heading or answered) and self._deadline is None:
                 self._deadline = self.loop.call_later(settings.head_seconds, self._late)
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._at_work = cycle
+            super()._start_asgi_task(cycle, app)
+
+        def _give_up(self) -> None:
+            """Nobody is there any more for what is at work, or waits for it."""
+            if self._at_work is not None:
+                self._at_work.disconnected = True
+                self._at_work.message_event.set()
+            self.pipeline.clear()
 
         def on_message_begin(self) -> None:
             self._heading, self._head = True, 0
@@ -90,7 +108,7 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
                 raise ValueError("too many requests at once on a connection")  # the parser hands it to send_400_response
             self._in_time()
             self._place = INFER.fullmatch(self.url.decode("latin-1"))
-            if self._place is not None and self._may_be_answered_at_once():
+            if self._place is not None and self._may_be_soon():
                 self._aside = []
             else:
                 self._to_application()
@@ -103,11 +121,12 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
-            if self._aside is not None and not self._answer_at_once(b"".join(self._aside)):
+            if self._aside is not None and self._is_soon(b"".join(self._aside)):
+                self._aside = None
+                return
+            if self._aside is not None:
                 self._as_usual()
-            if self._aside is None:
-                super().on_message_complete()
-            self._aside = None
+            super().on_message_complete()
 
         def _to_application(self) -> None:
             super().on_headers_complete()
@@ -121,24 +140,33 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
             for part in parts:
                 super().on_body(part)
 
-        def _may_be_answered_at_once(self) -> bool:
-            """Whether it is an ordinary POST that somebody answers at once, and nothing else is at work or about to end on its connection."""
-            idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused and self._answered_at_once < MOST_PIPELINED
+        def _may_be_soon(self) -> bool:
+            """Whether it is an ordinary POST that somebody may answer in this turn, and nothing else is at work or about to end on its connection."""
+            idle = not self._waiting and (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused and self._soon < MOST_PIPELINED
             ordinary = self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-            return at_once is not None and idle and ordinary and not self.parser.should_upgrade() and not self.expect_100_continue and self.loop.time() <= self._old
+            return soon is not None and idle and ordinary and not self.parser.should_upgrade() and not self.expect_100_continue and self.loop.time() <= self._old
 
-        def _answer_at_once(self, body: bytes) -> bool:
-            assert at_once is not None
+        def _is_soon(self, body: bytes) -> bool:
+            assert soon is not None
             assert self._place is not None
-            found = at_once(self._place, self.headers, body)
-            if found is None:
-                return False
-            content, headers = found
+            self._waiting = soon(self._place, self.headers, body, self._answered)
+            self._soon += self._waiting
+            return self._waiting
+
+        def _answered(self, status: int, content: bytes, headers: Headers) -> None:
+            self._waiting = False
+            if self.transport.is_closing():
+                return
             lines = [b"%b: %b\r\n" % each for each in (*self.server_state.default_headers, *headers, (b"content-length", b"%d" % len(content)))]
-            self.transport.write(b"".join([STATUS_LINE[200], *lines, b"\r\n", content]))
-            self._answered_at_once += 1
-            self.on_response_complete()
-            return True
+            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", content]))
+            if self.cycle is None or self.cycle.response_complete:  # nothing has come after it
+                self.on_response_complete()
+
+        def shutdown(self) -> None:
+            if self._waiting:
+                self.loop.call_soon(self.shutdown)
+            else:
+                super().shutdown()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -174,6 +202,7 @@ def limited(settings: Settings, at_once: AtOnce | None = None) -> type[HttpTools
                 body = orjson.dumps({"error": message})
                 length = b"content-length: %d\r\n" % len(body)
                 self.transport.write(b"".join([STATUS_LINE[status], b"content-type: application/json\r\n", length, b"connection: close\r\n", *headers, b"\r\n", body]))
+            self._give_up()
             self.transport.close()
 
     return Limited

@@ -16,6 +16,8 @@ from tenfold.data.split import Array
 from tenfold.engine import Outputs
 from tenfold.serve.protocol import RejectedError
 
+Done = Callable[[tuple[Array, ...] | Exception], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -59,6 +61,8 @@ class Queue:
         self._computed = computed
         self._pool = ThreadPoolExecutor(schedule.workers, thread_name_prefix="infer")
         self._jobs: deque[_Job] = deque()
+        self._soon: list[tuple[Sequence[Array], Done]] = []
+        """What is computed at the end of this turn of the event loop."""
         self._running = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,12 +70,48 @@ class Queue:
         """Requests that wait."""
         return len(self._jobs)
 
-    def at_once(self, inputs: Sequence[Array]) -> tuple[Array, ...] | None:
-        """What the model answers, where that takes less time than to wait for it; None: await it."""
-        if self._running or self._jobs or len(inputs[0]) > self._schedule.inline or self._schedule.delay:
-            return None
-        self._computed(len(inputs[0]))
-        return self._run(inputs)
+    def soon(self, inputs: Sequence[Array], done: Done) -> bool:
+        """Compute in the event loop, together with all that has come in this turn of it, where that takes less time than to wait for a thread; False: await `answers`.
+
+        Args:
+            done: told what the model answers, or what it raised.
+        """
+        rows = len(inputs[0])
+        if self._running or self._jobs or rows > self._schedule.inline or self._schedule.delay:
+            return False
+        if self._soon and sum(len(i[0]) for i, _ in self._soon) + rows > max(self._schedule.most, self._schedule.inline):
+            self._compute()
+        if not self._soon:
+            asyncio.get_running_loop().call_soon(self._compute)
+        self._soon.append((inputs, done))
+        return True
+
+    def _compute(self) -> None:
+        """What has come in this turn."""
+        waiting, self._soon = self._soon, []
+        if len(waiting) > 1 and self._schedule.most > 1:
+            try:
+                self._computed(sum(len(i[0]) for i, _ in waiting))
+                answers = self._run([np.concatenate(arrays) for arrays in zip(*(i for i, _ in waiting), strict=True)])
+            except Exception:  # whose fault that was shows when each is computed alone
+                self._each(waiting)
+                return
+            first = 0
+            for inputs, done in waiting:
+                rows = slice(first, first + len(inputs[0]))
+                first = rows.stop
+                done(tuple(a[rows] for a in answers))
+        else:
+            self._each(waiting)
+
+    def _each(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
+        for inputs, done in waiting:
+            try:
+                self._computed(len(inputs[0]))
+                answers: tuple[Array, ...] | Exception = self._run(inputs)
+            except Exception as error:  # it is the request's
+                answers = error
+            done(answers)
 
     async def answers(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """What the model answers.

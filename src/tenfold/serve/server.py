@@ -115,7 +115,7 @@ async def _serve(
     service.use(models)
     written = AccessLog(sys.stdout) if settings.access_log else None
     gate = application(service, tokens, written.add if written else None)
-    main = _Server(_config(gate, settings, http=limited(settings, gate.at_once), **tls(settings)))
+    main = _Server(_config(gate, settings, http=limited(settings, gate.soon), **tls(settings)))
     servers = [main, *(_Server(_config(_metrics(service), settings, http=limited(settings))) for _ in sockets[1:])]
     loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tenfold.data.split import Array
@@ -146,27 +147,12 @@ class Service:
         Raises:
             RejectedError: the model cannot compute it (400); too many wait, or it took too long (503).
         """
+        soon: asyncio.Future[tuple[Array, ...]] = asyncio.get_running_loop().create_future()
         try:
-            answers = self.at_once(entry, inputs)
-            if answers is not None:
-                return answers
-            answers = await self._awaited(entry.queue.answers(inputs), receive)
+            answers = await soon if entry.queue.soon(inputs, partial(_told, soon)) else await self._awaited(entry.queue.answers(inputs), receive)
         except (GraphError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "alloc" in str(error):
-                raise RejectedError(503, "there is no memory for this now: try again, with fewer examples", retry_after="1") from error
-            raise RejectedError(400, f"the model cannot compute this: {error}") from error  # a number beyond a table's, say
+            raise not_computed(error) from error
         entry.metrics.predicted(inputs, answers)
-        return answers
-
-    def at_once(self, entry: Entry, inputs: Sequence[Array]) -> tuple[Array, ...] | None:
-        """What a model answers, where that takes less time than to wait for it; None: await `answers`.
-
-        Raises:
-            GraphError, MemoryError: the model cannot compute it.
-        """
-        answers = entry.queue.at_once(inputs)
-        if answers is not None:
-            entry.metrics.predicted(inputs, answers)
         return answers
 
     async def _awaited(self, answers: Coroutine[Any, Any, tuple[Array, ...]], receive: Receive) -> tuple[Array, ...]:
@@ -193,3 +179,19 @@ class Service:
         """Bring up to date what is only known when it is asked for."""
         for entry in self.all_entries():
             entry.metrics.waiting.set(len(entry.queue))
+
+
+def not_computed(error: GraphError | MemoryError) -> RejectedError:
+    """What a client is told of a call that failed."""
+    if isinstance(error, MemoryError) or "alloc" in str(error):
+        return RejectedError(503, "there is no memory for this now: try again, with fewer examples", retry_after="1")
+    return RejectedError(400, f"the model cannot compute this: {error}")  # a number beyond a table's, say
+
+
+def _told(future: asyncio.Future[tuple[Array, ...]], answers: tuple[Array, ...] | Exception) -> None:
+    if future.done():  # whoever waited is gone
+        return
+    if isinstance(answers, Exception):
+        future.set_exception(answers)
+    else:
+        future.set_result(answers)
