@@ -176,7 +176,6 @@ def _said(entry: Entry, wanted: Request, answers: tuple[Array, ...] | Exception)
     try:
         if isinstance(answers, Exception):
             raise answers
-        entry.metrics.predicted(wanted.inputs, answers)
         return 200, *written(entry.model, wanted, answers)
     except RejectedError as error:
         refused = refusal(error)
@@ -259,8 +258,10 @@ class Gate:
         def told(answers: tuple[Array, ...] | Exception) -> None:
             self._active -= 1
             status, content, more = _said(entry, wanted, answers)
-            self._count(entry, "POST", place.string, status, time.perf_counter() - began)
             done(status, content, more)
+            self._count(entry, "POST", place.string, status, time.perf_counter() - began)  # what nobody has to wait for
+            if not isinstance(answers, Exception):
+                entry.metrics.predicted(wanted.inputs, answers)
 
         found = entry.queue.soon(wanted.inputs, told)
         self._active += found

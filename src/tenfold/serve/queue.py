@@ -91,7 +91,6 @@ class Queue:
         waiting, self._soon = self._soon, []
         if len(waiting) > 1 and self._schedule.most > 1:
             try:
-                self._computed(sum(len(i[0]) for i, _ in waiting))
                 answers = self._run([np.concatenate(arrays) for arrays in zip(*(i for i, _ in waiting), strict=True)])
             except Exception:  # whose fault that was shows when each is computed alone
                 self._each(waiting)
@@ -101,17 +100,18 @@ class Queue:
                 rows = slice(first, first + len(inputs[0]))
                 first = rows.stop
                 done(tuple(a[rows] for a in answers))
+            self._computed(first)
         else:
             self._each(waiting)
 
     def _each(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
         for inputs, done in waiting:
             try:
-                self._computed(len(inputs[0]))
                 answers: tuple[Array, ...] | Exception = self._run(inputs)
             except Exception as error:  # it is the request's
                 answers = error
             done(answers)
+            self._computed(len(inputs[0]))
 
     async def answers(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """What the model answers.
