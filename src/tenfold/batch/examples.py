@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold.batch.layers import NORMALISATIONS, shares_of, squares_of
+from tenfold.batch.layers import NORMALISATIONS, normalised, shares_of, squares_of, statistics_of
 from tenfold.batch.measured import Groups, Meter
 
 
@@ -80,26 +80,30 @@ class ExampleMeter(Meter):
         x = inputs[0].detach()
         for p in layer.parameters(recurse=False):
             self._uses[id(p)] += 1
-        output.register_hook(lambda delta: self._backward(layer, x, delta))  # type: ignore[no-untyped-call]
+        statistics = statistics_of(output) if isinstance(layer, nn.modules.batchnorm._BatchNorm) else None
+        output.register_hook(lambda delta: self._backward(layer, x, delta, statistics))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def _backward(self, layer: nn.Module, x: Tensor, delta: Tensor) -> None:
+    def _backward(self, layer: nn.Module, x: Tensor, delta: Tensor, statistics: tuple[Tensor, Tensor] | None) -> None:
         """Takes the squared norms of a layer's use; where a parameter is used elsewhere too, the shares, which have to be added first."""
         if not self._in_pass:
             self._in_pass = True
             torch.autograd.Variable._execution_engine.queue_callback(self._end_of_pass)
         rows = slice(0, self._sample)
-        whole = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # its statistics need all rows
+        known = statistics is not None
+        whole = isinstance(layer, nn.modules.batchnorm._BatchNorm) and not known  # its statistics need all rows
         self._batch.add(len(x))
         exact = torch.promote_types(delta.dtype, torch.float32)  # squares of half floats are out of their range
         x, delta = (x if whole else x[rows]).to(exact if x.is_floating_point() else x.dtype), delta.detach()[rows].to(exact)
+        if statistics is not None:
+            x = normalised(x, statistics)
         wanted = {name: p for name, p in layer.named_parameters(recurse=False) if id(p) in self._index}
         if all(self._uses[id(p)] == 1 for p in wanted.values()):
-            for name, squares in squares_of(layer, x, delta).items():
+            for name, squares in squares_of(layer, x, delta, normalised=known).items():
                 if name in wanted:
                     self._squares[id(wanted[name])] = squares
             return
-        shares = shares_of(layer)
+        shares = shares_of(layer, normalised=known)
         assert shares is not None
         for name, share in shares(layer, x, delta).items():
             if name in wanted:

@@ -16,19 +16,45 @@ Shares = dict[str, Tensor]
 Layer = Callable[[nn.Module, Tensor, Tensor], Shares]
 
 
-def shares_of(layer: nn.Module) -> Layer | None:
-    """The function for a layer; none where its kind is not known."""
+def shares_of(layer: nn.Module, *, normalised: bool = False) -> Layer | None:
+    """The function for a layer; none where its kind is not known.
+
+    Args:
+        normalised: of batch normalisation, whose inputs are given as they are normalised.
+    """
+    if normalised:
+        return _scale_and_shift
     if isinstance(layer, nn.Embedding) and layer.scale_grad_by_freq:  # an example's share depends on the others
         return None
     return next((f for kind, f in _KINDS.items() if type(layer) is kind), None)
 
 
-def squares_of(layer: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+def statistics_of(output: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and reciprocal standard deviation (channels,) by which batch normalisation has normalised a batch, as autograd keeps them for the
+    backward pass; None where it does not: to reckon them once more takes several times as long as all else that is done for the layer."""
+    node = output.grad_fn
+    found = [getattr(node, f"_saved_result{i}", None) for i in (1, 2)]
+    if not getattr(node, "_saved_training", False) or not all(isinstance(f, Tensor) and f.shape == output.shape[1:2] for f in found):
+        return None
+    mean, scale = found
+    assert mean is not None
+    assert scale is not None
+    return mean, scale
+
+
+def normalised(x: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+    """Rows (n, channels, …) as batch normalisation has normalised them."""
+    mean, scale = (s.reshape(-1, *[1] * (x.ndim - 2)) for s in statistics)
+    return (x - mean) * scale
+
+
+def squares_of(layer: nn.Module, x: Tensor, delta: Tensor, *, normalised: bool = False) -> dict[str, Tensor]:
     """Squared norms (examples,) of each example's share of each parameter, without making the shares where that is dear.
 
     Args:
         x: (examples, …), what the layer was given.
         delta: (examples, …), the gradient of what it answered.
+        normalised: see `shares_of`.
     """
     if type(layer) is nn.Linear and x.ndim == 2:  # an outer product
         squares = {"weight": x.square().sum(1) * delta.square().sum(1)}
@@ -41,7 +67,7 @@ def squares_of(layer: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
         if layer.padding_idx is not None:
             same &= (index != layer.padding_idx)[:, :, None]
         return {"weight": _gram(same.to(delta.dtype), delta)}
-    shares = shares_of(layer)
+    shares = shares_of(layer, normalised=normalised)
     assert shares is not None
     return {name: share.flatten(1).square().sum(1) for name, share in shares(layer, x, delta).items()}
 
@@ -101,6 +127,11 @@ def _batch_norm(layer: nn.Module, x: Tensor, delta: Tensor) -> Shares:
     mean, variance = (None, None) if batch else (layer.running_mean, layer.running_var)
     normalised = nn.functional.batch_norm(x, mean, variance, training=batch, eps=layer.eps)
     return _affine(normalised[: len(delta)], delta, layer.weight.shape, channels=1)
+
+
+def _scale_and_shift(layer: nn.Module, x: Tensor, delta: Tensor) -> Shares:
+    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    return _affine(x, delta, layer.weight.shape, channels=1)
 
 
 def _layer_norm(layer: nn.Module, x: Tensor, delta: Tensor) -> Shares:
