@@ -2,9 +2,9 @@
 
     python benchmarks/batch/run.py [NET …] [--budget 600] [--work runs/batch]
 
-Four small nets, steps of 2 ms or less with the batch they come with. `tenfold batch` studies each with seed 0. Then the least time to the target is
-found for batches in powers of 4 and the recommended one, with seeds that are fresh: trainings of several lengths, each annealed to its end, a learning
-rate for each size that is the best of three; the target is the loss that the net's own batch comes to with seed 0. What a step takes is the median over the trainings
+Four small nets, with steps of a few milliseconds with the batch they come with. `tenfold batch` studies each with seed 0. Then the least time to the study's own target is
+found for batches in powers of 4 and the recommended one, with seeds that are fresh: trainings of several lengths, each annealed to its end. The learning rate of each size is sought anew, by
+steps of two around what the rule gives until a better one lies on neither side; what the recommended rate itself comes to is told as well. What a step takes is the median over the trainings
 themselves, not what the study measured. A size is given up where it takes `LONGEST` times what the net's own batch takes. The four critical batch sizes stand side by
 side in the picture. Needs Fashion-MNIST and tinyshakespeare. Writes records/batch and docs/batch-regret.svg; goes on
 where it was stopped.
@@ -30,6 +30,7 @@ from tenfold.batch.predict import StepTime, learning_rate, second_beta, steps_ov
 from tenfold.build import Builder
 from tenfold.errors import DivergedError
 from tenfold.ledger import Ledger
+from tenfold.recipe import digest
 from tenfold.report.scale import Log
 from tenfold.store import Store, cache_dir, write_atomic
 from tenfold.sweep.branches import MULTIPLES, WARMUP, by_length, loss_on, sample_of
@@ -42,6 +43,7 @@ from tenfold.workloads.language import of_text
 
 SIZES = tuple(4**i for i in range(8))
 SEEDS = (11, 12, 13, 14, 15)
+MOST_RATES = 7
 LONGEST = 6.0
 """Times what the net's own batch takes, after which a size is given up."""
 RECORDS = Path("records/batch")
@@ -50,7 +52,7 @@ PANEL, LEFT, TOP = (320, 220), 46, 40
 
 def convolutional() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, 10)
+        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10)
     )
 
 
@@ -64,17 +66,18 @@ def images(name: str, model: Any) -> Workload:
 
 
 def text(name: str, net: Any, width: int) -> Workload:
+    """Without dropout, whose random numbers take longer on a CPU than all else."""
     from tenfold.data.named import tinyshakespeare
 
-    training = TrainConfig(epochs=0.5, batch_size=32, learning_rate=3e-3, weight_decay=0.0, warmup=0.1)
-    return of_text(tinyshakespeare(), name=name, net=net, context=32, width=width, depth=1, training=training)
+    training = TrainConfig(epochs=0.25, batch_size=16, learning_rate=3e-3, weight_decay=0.0, warmup=0.1, dropout=0.0)
+    return of_text(tinyshakespeare(), name=name, net=net, context=16, width=width, depth=1, training=training)
 
 
 NETS = {
     "convolutional": partial(images, "convolutional", convolutional),
     "perceptron": partial(images, "perceptron", perceptron),
-    "lstm": partial(text, "lstm", "lstm", 32),
-    "transformer": partial(text, "transformer", "transformer", 32),
+    "lstm": partial(text, "lstm", "lstm", 16),
+    "transformer": partial(text, "transformer", "transformer", 16),
 }
 
 
@@ -88,8 +91,8 @@ def main() -> None:
         row = measured(name, arguments.work / name, arguments.budget)
         RECORDS.mkdir(parents=True, exist_ok=True)
         write_atomic(RECORDS / f"{name}.json", json.dumps({**row, "environment": device.environment()}))
-        regret = row["regret"]
-        print(f"{name}: batch {row['recommended']:,} recommended, {row['best']:,} the best; regret {regret['value']:.1%} (at most {regret['high']:.1%})")
+        regret, own = row["regret"], row["with_its_rate"]
+        print(f"{name}: batch {row['recommended']:,} recommended, {row['best']:,} the best; regret {regret['value']:.1%} (at most {regret['high']:.1%}), {own['value']:.1%} (at most {own['high']:.1%}) with the rate that goes with it")
     rows = [json.loads(path.read_text()) for name in NETS if (path := RECORDS / f"{name}.json").exists()]
     for row in rows:
         high = row["critical"]["high"]
@@ -113,28 +116,37 @@ def measured(name: str, folder: Path, budget: float) -> dict[str, Any]:
     )
     base, steps, critical = found["reference"]["batch"], found["reference"]["steps"], found["critical"]["value"]
     most = LONGEST * steps * time.at(base)
-    runs = Runs(builder, ledger, critical)
-    target = min(runs.loss(base, steps, m, 0) for m in MULTIPLES)
+    runs = Runs(builder, ledger, critical, micro=max(f["batch"] for f in found["fits"] if f["reason"] is None))
+    target = found["target"]["loss"]
     rows: list[dict[str, Any]] = []
-    for size in sizes:
-        first = max(2, round(min(steps * steps_over_least(size, critical) / steps_over_least(base, critical), most / 2 / time.at(size))))
-        multiple = min(MULTIPLES, key=lambda m: runs.loss(size, first, m, 0))
+
+    def expected(size: int) -> int:
+        return max(2, round(min(steps * steps_over_least(size, critical) / steps_over_least(base, critical), most / 2 / time.at(size))))
+
+    def seconds_to_target(size: int, multiple: float) -> list[float | None]:
+        """By seed."""
         reached = []
         for seed in SEEDS:
             run = partial(runs.loss, size, multiple=multiple, seed=seed)
-            losses = by_length({first: run(first)}, target, run, most / time.at(size))
+            losses = by_length({expected(size): run(expected(size))}, target, run, most / time.at(size))
             reached.append(steps_to(target, sorted(losses), [losses[n] for n in sorted(losses)]))
-        seconds = [None if steps_taken is None else steps_taken * runs.step_seconds(size) for steps_taken in reached]
+        return [None if steps_taken is None else steps_taken * runs.step_seconds(size) for steps_taken in reached]
+
+    for size in sizes:
+        multiple = runs.best_multiple(size, expected(size))
+        seconds = seconds_to_target(size, multiple)
         said = ", ".join("not reached" if s is None else f"{s:.1f} s" for s in seconds)
         print(f"{name}: batch {size:,}, rate × {multiple:g}: {said}", flush=True)
         rows.append({"batch": size, "multiple": multiple, "seconds": seconds, "predicted": curve[size]["seconds"] if size in curve else None, "step_milliseconds": None if not runs.taken[size] else runs.step_seconds(size) * 1e3})
+    recommended, rate = found["recommended"]["time"]["best"], found["recommended"]["time"]["learning_rate"]
+    as_it_is = seconds_to_target(recommended, rate / runs.rate(recommended))
     ledger.close()
-    recommended = found["recommended"]["time"]["best"]
     by_size = {r["batch"]: np.array([math.inf if s is None else s for s in r["seconds"]]) for r in rows}
     best = min(by_size, key=lambda b: float(np.mean(by_size[b])))
     return {
         "net": name, "target": target, "recommended": recommended, "best": best, "base": base, "critical": found["critical"],
         "step_milliseconds": time.at(base) * 1e3, "sizes": rows, "regret": regret_of(by_size[recommended], by_size[best]),
+        "with_its_rate": regret_of(np.array([math.inf if s is None else s for s in as_it_is]), by_size[best]),
     }  # fmt: skip
 
 
@@ -151,8 +163,12 @@ def regret_of(recommended: np.ndarray, best: np.ndarray) -> dict[str, float]:
 class Runs:
     """Trainings, each remembered."""
 
-    def __init__(self, builder: Builder, ledger: Ledger, critical: float) -> None:
-        self.builder, self.ledger, self.critical = builder, ledger, critical
+    def __init__(self, builder: Builder, ledger: Ledger, critical: float, *, micro: int) -> None:
+        """
+        Args:
+            micro: examples that the study found to fit into memory at once.
+        """
+        self.builder, self.ledger, self.critical, self.micro = builder, ledger, critical, micro
         self.judged = sample_of(builder.examples.valid, builder.seed)
         self.taken: dict[int, list[float]] = {}
         """Seconds of a step, of each training, by its batch."""
@@ -163,18 +179,35 @@ class Runs:
 
     def loss(self, batch: int, steps: int, multiple: float, seed: int) -> float:
         """On valid after a training from the beginning; infinite where it diverges."""
-        found = self.ledger.remember(f"{batch}:{steps}:{multiple:g}:{seed}", partial(self._train, batch, steps, multiple, seed))
+        config = self._config(batch, steps, multiple)
+        found = self.ledger.remember(f"{digest(config.to_json())[:16]}:{seed}", partial(self._train, config, seed))
         self.taken.setdefault(batch, []).extend([found["step_seconds"]] if found["step_seconds"] else [])
         return math.inf if found["loss"] is None else float(found["loss"])
 
-    def _train(self, batch: int, steps: int, multiple: float, seed: int) -> dict[str, float | None]:
-        workload, train = self.builder.workload, self.builder.examples.split("train")
-        own = workload.training
-        rate = multiple * learning_rate(own.learning_rate, own.batch_size, batch, optimizer=own.optimizer, critical=self.critical)
-        config = dataclasses.replace(
-            own, batch_size=batch, accumulate=parts_of(batch, 4096), learning_rate=rate, warmup=WARMUP, epochs=(steps - 0.5) * batch / len(train),
+    def best_multiple(self, batch: int, steps: int) -> float:
+        """Of the rule's rate, by one training each with seed 0: no better one lies beside it."""
+        tried = {m: self.loss(batch, steps, m, 0) for m in MULTIPLES}
+        while True:
+            best = min(tried, key=lambda m: tried[m])
+            beside = [m for m in (best / 2, best * 2) if m not in tried]
+            if not beside or not math.isfinite(tried[best]) or len(tried) > MOST_RATES:
+                return best
+            tried |= {m: self.loss(batch, steps, m, 0) for m in beside}
+
+    def rate(self, batch: int) -> float:
+        """What the rule gives."""
+        own = self.builder.workload.training
+        return learning_rate(own.learning_rate, own.batch_size, batch, optimizer=own.optimizer, critical=self.critical)
+
+    def _config(self, batch: int, steps: int, multiple: float) -> TrainConfig:
+        train, own = self.builder.examples.split("train"), self.builder.workload.training
+        return dataclasses.replace(
+            own, batch_size=batch, accumulate=parts_of(batch, self.micro), learning_rate=multiple * self.rate(batch), warmup=WARMUP, epochs=(steps - 0.5) * batch / len(train),
             second_beta=second_beta(own.second_beta, own.batch_size, batch),
         )  # fmt: skip
+
+    def _train(self, config: TrainConfig, seed: int) -> dict[str, float | None]:
+        workload, train = self.builder.workload, self.builder.examples.split("train")
         model = self.builder.fresh(seed)
         try:
             facts = fit(model, train, workload.loss_function(), config, seed=seed)
