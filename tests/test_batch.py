@@ -199,6 +199,35 @@ def test_batch_normalisation_shares_add_up_to_the_gradient(training: bool) -> No
         torch.testing.assert_close(of_examples.sum(0), getattr(norm, parameter).grad)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("norm", [
+    nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval(),
+], ids=["2d", "no momentum", "no running statistics", "1d", "evaluating"])  # fmt: skip
+def test_shares_by_the_statistics_that_autograd_keeps(norm: nn.Module, half: bool) -> None:
+    from tenfold.batch.layers import as_normalised, shares_of, statistics_of
+
+    torch.manual_seed(0)
+    norm.zero_grad()
+    for shape in [(5, 3, 4, 4)] if isinstance(norm, nn.BatchNorm2d) else [(5, 3), (5, 3, 7)]:
+        x = (2 * torch.randn(shape) + 3).requires_grad_()
+        norm.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = norm(x)
+        found, weights = statistics_of(out), torch.randn_like(out)
+        assert (found is None) == (not norm.training)
+        if found is None:
+            return
+        (out * weights).sum().backward()
+        share = shares_of(norm, normalised=True)
+        assert share is not None
+        rows = as_normalised(x.detach(), found)
+        exact = share(norm, rows, weights.float())
+        for parameter, of_examples in exact.items():
+            torch.testing.assert_close(of_examples.sum(0), getattr(norm, parameter).grad, rtol=1e-4, atol=1e-4)
+        for parameter, of_examples in share(norm, rows[:2], weights[:2].float()).items():
+            torch.testing.assert_close(of_examples, exact[parameter][:2])
+
+
 def test_a_sample_of_the_rows_is_right_on_average() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(9, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 11))
@@ -344,19 +373,31 @@ def test_recomputed_activations_are_measured_once() -> None:
     from torch.utils.checkpoint import checkpoint
 
     torch.manual_seed(0)
-    body, head = nn.Sequential(nn.Linear(9, 7), nn.Tanh()), nn.Linear(7, 11)
+    body, head = nn.Sequential(nn.Linear(9, 7), nn.BatchNorm1d(7), nn.Tanh()), nn.Linear(7, 11)
     net = nn.Sequential(body, head)
     x, y = batch_for((9,), 6)
-    found = []
+    found, moved = [], []
     for recompute in (False, True):
         meter = ExampleMeter(net)
         net.zero_grad()
+        body[1].reset_running_stats()
         hidden = checkpoint(body, x, use_reentrant=False) if recompute else body(x)
         nn.functional.cross_entropy(head(hidden), y).backward()
         meter.add()
         meter.close()
         found.append(meter.noise_scale())
+        moved.append(int(body[1].num_batches_tracked))
     assert found[0].noise == pytest.approx(found[1].noise)
+    assert moved == [1, 2], "once where it is computed, once where it is computed again: not where it is looked at"
+
+
+def test_gradients_in_another_layout_weigh_the_same() -> None:
+    from tenfold.batch.measured import square
+
+    gradient = torch.randn(4, 3, 5, 5)
+    for other in (gradient, gradient.contiguous(memory_format=torch.channels_last), gradient.transpose(0, 1).contiguous().transpose(0, 1), gradient.double()):
+        assert float(square(other)) == pytest.approx(float((gradient.double() ** 2).sum()), rel=1e-5)
+    assert float(square(gradient.half())) == pytest.approx(float((gradient.double() ** 2).sum()), rel=1e-2)
 
 
 def rank(rank: int, folder: str) -> None:

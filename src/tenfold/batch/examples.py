@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold.batch.layers import NORMALISATIONS, normalised, shares_of, squares_of, statistics_of
+from tenfold.batch.layers import NORMALISATIONS, as_normalised, shares_of, squares_of, statistics_of
 from tenfold.batch.measured import Groups, Meter
 
 
@@ -96,14 +96,18 @@ class ExampleMeter(Meter):
         exact = torch.promote_types(delta.dtype, torch.float32)  # squares of half floats are out of their range
         x, delta = (x if whole else x[rows]).to(exact if x.is_floating_point() else x.dtype), delta.detach()[rows].to(exact)
         if statistics is not None:
-            x = normalised(x, statistics)
+            x = as_normalised(x, statistics)
         wanted = {name: p for name, p in layer.named_parameters(recurse=False) if id(p) in self._index}
+        with torch.autocast(delta.device.type, enabled=False):  # a backward pass may be run within one
+            self._look(layer, x, delta, wanted, normalised=known)
+
+    def _look(self, layer: nn.Module, x: Tensor, delta: Tensor, wanted: dict[str, nn.Parameter], *, normalised: bool) -> None:
         if all(self._uses[id(p)] == 1 for p in wanted.values()):
-            for name, squares in squares_of(layer, x, delta, normalised=known).items():
+            for name, squares in squares_of(layer, x, delta, normalised=normalised).items():
                 if name in wanted:
                     self._squares[id(wanted[name])] = squares
             return
-        shares = shares_of(layer, normalised=known)
+        shares = shares_of(layer, normalised=normalised)
         assert shares is not None
         for name, share in shares(layer, x, delta).items():
             if name in wanted:

@@ -31,7 +31,12 @@ def shares_of(layer: nn.Module, *, normalised: bool = False) -> Layer | None:
 
 def statistics_of(output: Tensor) -> tuple[Tensor, Tensor] | None:
     """Mean and reciprocal standard deviation (channels,) by which batch normalisation has normalised a batch, as autograd keeps them for the
-    backward pass; None where it does not: to reckon them once more takes several times as long as all else that is done for the layer."""
+    backward pass; None where it does not: to reckon them once more takes several times as long as all else that is done for the layer.
+
+    Where somebody has hooks on what is kept (activation checkpointing computes it again when it is looked at), it is not looked at.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # no public name for it
+        return None
     node = output.grad_fn
     found = [getattr(node, f"_saved_result{i}", None) for i in (1, 2)]
     if not getattr(node, "_saved_training", False) or not all(isinstance(f, Tensor) and f.shape == output.shape[1:2] for f in found):
@@ -42,7 +47,7 @@ def statistics_of(output: Tensor) -> tuple[Tensor, Tensor] | None:
     return mean, scale
 
 
-def normalised(x: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+def as_normalised(x: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
     """Rows (n, channels, …) as batch normalisation has normalised them."""
     mean, scale = (s.reshape(-1, *[1] * (x.ndim - 2)) for s in statistics)
     return (x - mean) * scale

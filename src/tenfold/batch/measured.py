@@ -79,7 +79,9 @@ def square(gradient: Tensor) -> Tensor:
     """Squared norm, added up in float32 at least."""
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
-    if gradient.dtype in (torch.float32, torch.float64) and gradient.is_contiguous():  # it takes half the time of a norm
+    if gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+        gradient = gradient.permute(0, 2, 3, 1)
+    if gradient.dtype in (torch.float32, torch.float64) and gradient.is_contiguous() and gradient.numel() < 2**31:  # half the time of a norm
         flat = gradient.detach().view(-1)
         return torch.dot(flat, flat)
     exact = torch.promote_types(gradient.dtype, torch.float32)

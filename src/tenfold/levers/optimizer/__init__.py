@@ -30,6 +30,8 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 SHARE = 0.8
 """Of the budget that is left, for all families together: each has the same part of it."""
+OVER = 1.25
+"""Times its part, that a family may take so that a round comes to its end."""
 
 
 class Optimizer:
@@ -46,11 +48,13 @@ class Optimizer:
         part = SHARE * (situation.budget + sum(t.seconds for t in situation.tried)) / sum(map(_is_there, families))
         for ways in families.values():
             mine = [t for t in situation.tried if way_of(t.config) in ways]
-            if sum(t.seconds for t in mine) >= part:
+            spent, whole = sum(t.seconds for t in mine), whole_seconds(situation)
+            if spent >= part:
                 continue
-            length = first_length(len(ways), part, whole_seconds(situation))
+            length = first_length(len(ways), part, whole)
             more = next_round(ways, mine, length=length, whole=situation.plan.training.epochs, margin=situation.margin)
-            if more:
+            expected = sum(c["epochs"] for c in more) / situation.plan.training.epochs * whole
+            if more and (not mine or spent + expected <= OVER * part):
                 return more
         return ()
 
