@@ -391,6 +391,25 @@ def test_recomputed_activations_are_measured_once() -> None:
     assert moved == [1, 2], "once where it is computed, once where it is computed again: not where it is looked at"
 
 
+class WithPlaces(nn.Module):
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.embed, self.place, self.head = nn.Embedding(11, 5), nn.Embedding(context, 5), nn.Linear(5, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.embed(x) + self.place(torch.arange(x.shape[1])))
+        return out
+
+
+@pytest.mark.parametrize(("batch", "message"), [(6, "one cannot be told from the other"), (4, "the first is not always the batch")])
+def test_places_that_could_be_examples_are_refused(batch: int, message: str) -> None:
+    net = WithPlaces(6)
+    meter = ExampleMeter(net)
+    net(torch.randint(0, 11, (batch, 6))).sum().backward()
+    with pytest.raises(ValueError, match=message):
+        meter.add()
+
+
 def test_gradients_in_another_layout_weigh_the_same() -> None:
     from tenfold.batch.measured import square
 

@@ -24,8 +24,9 @@ from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.execute import Evaluator, plain_session
 from tenfold.limits import free_memory, limit_bytes
 from tenfold.plan import Plan
-from tenfold.progress import make_view
+from tenfold.progress import Quiet, make_view
 from tenfold.store import Store
+from tenfold.sweep import study as study_module
 from tenfold.sweep.branches import Branch
 from tenfold.sweep.conclude import _able, best_rates, conclude, rate_exponent
 from tenfold.sweep.paths import paths
@@ -171,6 +172,25 @@ class AtLeastTwo(nn.Module):
         if len(x) == 1:
             raise RuntimeError("one too few")
         return self.net(x.flatten(1))
+
+
+def test_a_size_whose_memory_is_gone_by_now_is_left_out_of_the_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = builder_of(small_workload(), tmp_path)
+    timed, said = study_module.step_times, list[str]()
+
+    def short(steps: dict, *, seconds: float) -> dict:
+        if max(steps) > 16:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return timed(steps, seconds=seconds)
+
+    monkeypatch.setattr(study_module, "step_times", short)
+    view = Quiet()
+    monkeypatch.setattr(view, "say", said.append, raising=False)
+    found = study_module._times(small, [8, 16, 32, 64], 8, 64, 5.0, view)
+    assert list(found) == ["8", "16"]
+    assert [s.partition(" ran")[0] for s in said] == ["batch 64", "batch 32"]
+    with pytest.raises(WorkloadError, match="does not fit into memory"):
+        study_module._times(small, [32, 64], 32, 64, 5.0, view)
 
 
 def test_paths_are_drawn_as_far_as_time_memory_and_the_model_let_them(tmp_path, monkeypatch) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from tenfold.batch.layers import NORMALISATIONS, as_normalised, shares_of, squares_of, statistics_of
 from tenfold.batch.measured import Groups, Meter
 
+_OF_IMAGES = (nn.Conv1d, nn.BatchNorm1d, nn.GroupNorm)
+"""Layers whose second dimension of three is channels."""
+
 
 class ExampleMeter(Meter):
     """Gradient noise scale from the norms of single examples' gradients.
@@ -72,6 +75,10 @@ class ExampleMeter(Meter):
         self._squares: dict[int, Tensor] = {}
         self._shares: dict[int, Tensor] = {}
         self._batch: set[int] = set()
+        self._flat: set[int] = set()
+        """Of embeddings that were given one row of numbers: how many."""
+        self._places: set[int] = set()
+        """Of sequences, how long they were."""
         self._in_pass, self._passes = False, 0
 
     def _forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -93,6 +100,10 @@ class ExampleMeter(Meter):
         known = statistics is not None
         whole = isinstance(layer, nn.modules.batchnorm._BatchNorm) and not known  # its statistics need all rows
         self._batch.add(len(x))
+        if isinstance(layer, nn.Embedding) and x.ndim == 1:
+            self._flat.add(len(x))
+        elif x.ndim == 3 and not isinstance(layer, _OF_IMAGES):
+            self._places.add(x.shape[1])
         exact = torch.promote_types(delta.dtype, torch.float32)  # squares of half floats are out of their range
         x, delta = (x if whole else x[rows]).to(exact if x.is_floating_point() else x.dtype), delta.detach()[rows].to(exact)
         if statistics is not None:
@@ -121,7 +132,7 @@ class ExampleMeter(Meter):
     def add(self) -> None:
         """A step's backward pass is done, and the gradients are there."""
         squares = self._squares | {key: share.flatten(1).square().sum(1) for key, share in self._shares.items()}
-        sizes, passes = self._batch, self._passes
+        sizes, passes, alike = self._batch, self._passes, self._flat & self._places
         self._clear()
         if not squares:
             raise ValueError("add() was called before any backward pass: call it after loss.backward()")
@@ -131,6 +142,11 @@ class ExampleMeter(Meter):
             raise ValueError(
                 f"layers were given first dimensions of {', '.join(str(s) for s in sorted(sizes))}, so the first is not always the batch: "
                 "use NoiseMeter with micro-batches"
+            )
+        if alike & sizes:
+            raise ValueError(
+                f"an embedding was given {max(alike)} numbers, as many as there are examples and as many as a sequence has places: one cannot be told "
+                "from the other, so use another batch size, or NoiseMeter"
             )
         examples = sizes.pop()
         if examples < 2:

@@ -23,7 +23,7 @@ from tenfold.build import Builder, explained
 from tenfold.errors import TenfoldError, WorkloadError
 from tenfold.ledger import Ledger
 from tenfold.measure import Samples
-from tenfold.memory import Fit, too_much, try_step
+from tenfold.memory import Fit, is_out_of_memory, too_much, try_step
 from tenfold.progress import View, make_view
 from tenfold.runs import check_same, check_seed, run_folder
 from tenfold.store import Store, cache_dir, unwritable, write_atomic
@@ -136,7 +136,8 @@ def _carry_out(task: Workload, target: float | None, budget: float, seed: int, f
     sizes = sorted({*sizes, base})
     view.say(f"memory: batches of up to {micro:,} fit ({_why(fits, len(train))})")
 
-    samples = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, micro, budget)).items()}
+    samples = {int(b): Samples.from_json(s) for b, s in ledger.remember("times", lambda: _times(builder, sizes, base, micro, budget, view)).items()}
+    sizes = [s for s in sizes if s in samples]
     wall, cpu = _means(samples, "wall"), _means(samples, "cpu")
     own = dataclasses.replace(task.training, batch_size=base, accumulate=parts_of(base, micro), grow=1, resize=1.0)
     for_reference = REFERENCE_SHARE * budget
@@ -222,11 +223,23 @@ def _why(fits: list[Fit], examples: int) -> str:
     return "all the data" if fits[-1].batch == examples else "larger ones take too long for this budget"
 
 
-def _times(builder: Builder, sizes: list[int], micro: int, budget: float) -> dict[str, Any]:
-    training = builder.workload.training
-    with explained("a training step", training):
-        samples = step_times(steppers(builder, training, sizes, micro), seconds=TIMES_SHARE * budget)
-    return {str(b): s.to_json() for b, s in samples.items()}
+def _times(builder: Builder, sizes: list[int], base: int, micro: int, budget: float, view: View) -> dict[str, Any]:
+    """By size, without those for which memory is gone by now.
+
+    Args:
+        base: the size that cannot be left out.
+    """
+    training, left = builder.workload.training, list(sizes)
+    while True:
+        try:
+            with explained("a training step", training):
+                samples = step_times(steppers(builder, training, left, micro), seconds=TIMES_SHARE * budget)
+        except WorkloadError as error:
+            if error.__cause__ is None or not is_out_of_memory(error.__cause__) or left[-1] <= base:
+                raise
+            view.say(f"batch {left.pop():,} ran out of memory while it was timed, and is left out")
+        else:
+            return {str(b): s.to_json() for b, s in samples.items()}
 
 
 def _mean_of(samples: Samples, kind: Literal["wall", "cpu"]) -> Interval:
