@@ -242,6 +242,18 @@ def test_requests_of_a_connection_are_answered_in_their_order_whatever_comes_wit
         assert [a or b for a, b in ids(raw(server.port, old))] == ["1"], "closed after it"
         many = ids(raw(server.port, b"".join(named)))
         assert [a or b for a, b in many] == [str(i) for i in range(len(many))], "too many on one connection: it is closed"
+        nonsense = raw(server.port, named[0] + b"\x16\x03\x01 nonsense\r\n\r\n")
+        assert [a or b for a, b in ids(nonsense)] == ["0", "error"]
+        assert nonsense.index(b" 200 ") < nonsense.index(b" 400 ")
+        long = raw(server.port, named[0] + b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n")
+        assert [a or b for a, b in ids(long)] == ["0", "error"]
+        assert b" 431 " in long
+        trailers = chunked[:-2] + b"content-encoding: gzip\r\n\r\n"
+        assert [a or b for a, b in ids(raw(server.port, trailers + last))] == ["1", "9"], "trailers say nothing"
+        flood = chunked[:-2] + b"".join(b"x-%d: %s\r\n" % (i, b"y" * 1000) for i in range(60))
+        assert b" 200 " not in raw(server.port, flood), "and there is an end to them"
+        wide = json.dumps(request_of(np.tile(PICTURE, (100, 1, 1, 1))) | {"id": "wide"}).encode()
+        assert [a or b for a, b in ids(raw(server.port, named[0] + post(wide) + last))] == ["0", "wide", "9"]
         silent = raw(server.port, named[0], b"\r\n", wait=0.2)
         assert [a or b for a, b in ids(silent)] == ["0"], "closed, as nothing comes of what has begun"
         assert server.json("POST", "/v2/models/images/infer", bodies[5])[1]["id"] == "5"

@@ -106,8 +106,7 @@ class Endpoints:
             data = await body.read(settings.body_seconds)
             entry = request.scope["tenfold.entry"] = self._entry(request)  # once more: it may have been exchanged meanwhile
             length = header(request.scope, LENGTH)
-            if length is None:
-                body.parsed(len(data))
+            body.parsed(min(len(data), int(length)) if length is not None and length.isascii() and length.isdigit() else len(data))
             work = partial(parsed, entry.model, data, length, settings.max_examples)
             wanted = work() if len(data) < LARGE else await asyncio.to_thread(work)
             content, headers = written(entry.model, wanted, await service.answers(entry, wanted.inputs, request.receive))
@@ -251,15 +250,17 @@ class Gate:
             return False
         try:
             entry = service.find(place["model"], place["version"])
+            if not entry.queue.is_idle:
+                return False
             wanted = parsed(entry.model, data, header(request, LENGTH), service.settings.max_examples)
-        except RejectedError:
+        except Exception:  # it comes to the same once more, where it is answered
             return False
 
         def told(answers: tuple[Array, ...] | Exception) -> None:
             self._active -= 1
             status, content, more = _said(entry, wanted, answers)
             done(status, content, more)
-            self._count(entry, "POST", place.string, status, time.perf_counter() - began)  # what nobody has to wait for
+            self._count(entry, "POST", place.string, status, time.perf_counter() - began)  # after it, as nobody has to wait for that
             if not isinstance(answers, Exception):
                 entry.metrics.predicted(wanted.inputs, answers)
 

@@ -16,6 +16,7 @@ from tenfold.serve.settings import Settings
 
 MOST_HEAD = 32 << 10
 """Bytes of a request's line and headers."""
+TOO_LONG = f"the line and the headers of a request have more than {MOST_HEAD} bytes"
 MOST_PIPELINED = 16
 """Requests of a connection that wait for the one before."""
 CROWDED_SECONDS = 1.0
@@ -38,7 +39,9 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
     """
 
     class Limited(HttpToolsProtocol):
-        _heading, _head = True, 0
+        _heading, _head, _began_here, _is_long = True, 0, False, False
+        _refused: tuple[Any, ...] | None = None
+        """What is said after the answer that is waited for."""
         _deadline: asyncio.TimerHandle | None = None
         """For a head, or for whatever comes after an answer."""
         _writing: asyncio.TimerHandle | None = None
@@ -73,16 +76,16 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
             if self._crowded:
                 self._refuse(503, "too many connections: try again", b"retry-after: 1\r\n")
                 return
-            self._soon = 0
+            self._soon, self._began_here = 0, False
             super().data_received(data)
             if self.transport.is_closing():
                 return
             if self._aside is not None:  # more of it is to come
                 self._as_usual()
-            if self._heading:
+            if self._heading and not self._began_here:  # no more than what came last is held of one that began in it
                 self._head += len(data)
                 if self._head > MOST_HEAD:
-                    self._refuse(431, f"the line and the headers of a request have more than {MOST_HEAD} bytes")
+                    self._refuse(431, TOO_LONG)
                     return
             answered = (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None and not self._waiting
             if (self._heading or answered) and self._deadline is None:
@@ -100,8 +103,23 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
             self.pipeline.clear()
 
         def on_message_begin(self) -> None:
-            self._heading, self._head = True, 0
+            self._heading, self._head, self._began_here = True, 0, True
             super().on_message_begin()
+
+        def on_url(self, url: bytes) -> None:
+            self._measured(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._measured(len(name) + len(value) + len(": \r\n"))
+            if self._heading:  # after a body they are trailers, which nobody here asks for, and which might say what headers had not said
+                super().on_header(name, value)
+
+        def _measured(self, size: int) -> None:
+            self._head += size if not self._heading or self._began_here else 0  # else it was counted as it came
+            if self._head > MOST_HEAD:
+                self._is_long = True
+                raise ValueError(TOO_LONG)  # the parser hands it to send_400_response
 
         def on_headers_complete(self) -> None:
             if len(self.pipeline) >= MOST_PIPELINED:
@@ -121,6 +139,7 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            self._in_time()  # of what was answered before it had come
             if self._aside is not None and self._is_soon(b"".join(self._aside)):
                 self._aside = None
                 return
@@ -159,7 +178,9 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
                 return
             lines = [b"%b: %b\r\n" % each for each in (*self.server_state.default_headers, *headers, (b"content-length", b"%d" % len(content)))]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", content]))
-            if self.cycle is None or self.cycle.response_complete:  # nothing has come after it
+            if self._refused is not None:
+                self._refuse(*self._refused)
+            elif self.cycle is None or self.cycle.response_complete:  # nothing has come after it
                 self.on_response_complete()
 
         def shutdown(self) -> None:
@@ -178,7 +199,10 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(400, msg)
+            if self._is_long:
+                self._refuse(431, TOO_LONG)
+            else:
+                self._refuse(400, msg)
 
         def _in_time(self) -> None:
             if self._deadline is not None:
@@ -197,6 +221,9 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
         def _refuse(self, status: int, message: str, *headers: bytes) -> None:
             """Say so, unless an answer is being sent or was sent to the same request; and close."""
             if self.transport.is_closing():
+                return
+            if self._waiting:  # for the answer to what came before it
+                self._refused = (status, message, *headers)
                 return
             if self._heading and (self.cycle is None or self.cycle.response_complete):
                 body = orjson.dumps({"error": message})

@@ -31,6 +31,8 @@ ALIKE = 1e-4
 """Of the largest output: what answers may differ by for being computed together."""
 INLINE_SECONDS = 0.4e-3
 """A call that takes less is made in the event loop."""
+TURNS = 10
+"""Times that, which all requests that came together may take in one turn of it: longer, and others wait for them."""
 TIMED_SECONDS, TIMED_CALLS = 0.05, 3
 """For each kind of call; a call is timed as often as this at least."""
 
@@ -178,11 +180,13 @@ def _scheduled(bundle: Bundle, *, alike: bool) -> tuple[Schedule, str]:
     workers = 1 if engine.engine == "openvino" else max(1, device.cores() // engine.threads)  # an infer request of OpenVINO takes one thread
     inline = max(1, int(INLINE_SECONDS / one)) if one < INLINE_SECONDS else 0
     if not alike:
-        return Schedule(workers=workers, inline=inline), "answers depend on what is computed with them: requests are computed apart, in calls of the size that was certified"
+        return Schedule(workers=workers, inline=inline, soon=inline * TURNS), "answers depend on what is computed with them: requests are computed apart, in calls of the size that was certified"
     many = _seconds(bundle.run, examples, TOGETHER)
     pays = many / TOGETHER < PAYS * one
     note = f"{TOGETHER} examples together take {many / one:.3g} times as long as one: requests that wait are {'' if pays else 'not '}put together"
-    return Schedule(workers=workers, most=TOGETHER if pays else 1, inline=min(inline, TOGETHER)), note
+    each = many / TOGETHER if pays else one
+    soon = int(TURNS * INLINE_SECONDS / each) if inline else 0
+    return Schedule(workers=workers, most=TOGETHER if pays else 1, inline=min(inline, TOGETHER), soon=soon), note
 
 
 def _in_steps(run: Outputs, step: int) -> Outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from tenfold.data.split import Array
 from tenfold.engine import Outputs
 from tenfold.serve.protocol import RejectedError
 
+log = logging.getLogger("tenfold.serve")
 Done = Callable[[tuple[Array, ...] | Exception], None]
 
 
@@ -33,6 +35,8 @@ class Schedule:
     """Seconds that a request may wait for others to come while a worker is free."""
     inline: int = 0
     """Examples up to which a request is computed at once in the event loop, as long as nothing else is: to hand it to a thread would take longer."""
+    soon: int = 0
+    """Examples of several requests that are computed there in one turn of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,33 +80,50 @@ class Queue:
         Args:
             done: told what the model answers, or what it raised.
         """
-        rows = len(inputs[0])
-        if self._running or self._jobs or rows > self._schedule.inline or self._schedule.delay:
+        rows, there = len(inputs[0]), sum(len(i[0]) for i, _ in self._soon)
+        if not self.is_idle or rows > self._schedule.inline or (there and there + rows > self._schedule.soon):
             return False
-        if self._soon and sum(len(i[0]) for i, _ in self._soon) + rows > max(self._schedule.most, self._schedule.inline):
-            self._compute()
         if not self._soon:
             asyncio.get_running_loop().call_soon(self._compute)
         self._soon.append((inputs, done))
         return True
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether what is asked for now may be computed in the event loop."""
+        return not (self._running or self._jobs or self._schedule.delay) and self._schedule.inline > 0
+
     def _compute(self) -> None:
-        """What has come in this turn."""
+        """What has come in this turn; later, where a thread was quicker to take the engine."""
         waiting, self._soon = self._soon, []
-        if len(waiting) > 1 and self._schedule.most > 1:
-            try:
-                answers = self._run([np.concatenate(arrays) for arrays in zip(*(i for i, _ in waiting), strict=True)])
-            except Exception:  # whose fault that was shows when each is computed alone
-                self._each(waiting)
-                return
-            first = 0
-            for inputs, done in waiting:
-                rows = slice(first, first + len(inputs[0]))
-                first = rows.stop
-                done(tuple(a[rows] for a in answers))
-            self._computed(first)
+        if self._running:
+            self._hand_over(waiting)
+        elif len(waiting) > 1 and self._schedule.most > 1:
+            for part in _parts(waiting, self._schedule.most):
+                self._together(part)
         else:
             self._each(waiting)
+
+    def _hand_over(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
+        loop = asyncio.get_running_loop()
+        for inputs, done in waiting:
+            job = _Job(inputs=inputs, answers=loop.create_future(), came=loop.time())
+            job.answers.add_done_callback(partial(_hand_back, done))
+            self._jobs.append(job)
+        self._dispatch()
+
+    def _together(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
+        try:
+            answers = self._run([np.concatenate(arrays) for arrays in zip(*(i for i, _ in waiting), strict=True)])
+        except Exception:  # whose fault that was shows when each is computed alone
+            self._each(waiting)
+            return
+        first = 0
+        for inputs, done in waiting:
+            rows = slice(first, first + len(inputs[0]))
+            first = rows.stop
+            _tell(done, tuple(a[rows] for a in answers))
+        self._computed(first)
 
     def _each(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
         for inputs, done in waiting:
@@ -110,7 +131,7 @@ class Queue:
                 answers: tuple[Array, ...] | Exception = self._run(inputs)
             except Exception as error:  # it is the request's
                 answers = error
-            done(answers)
+            _tell(done, answers)
             self._computed(len(inputs[0]))
 
     async def answers(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -185,3 +206,29 @@ class Queue:
             first = rows.stop
             if not job.answers.done():  # it may have been given up
                 job.answers.set_result(tuple(a[rows] for a in answers))
+
+
+def _parts(waiting: Sequence[tuple[Sequence[Array], Done]], most: int) -> list[list[tuple[Sequence[Array], Done]]]:
+    """In their order, of so many examples at the most."""
+    out: list[list[tuple[Sequence[Array], Done]]] = []
+    rows = most
+    for one in waiting:
+        if rows + len(one[0][0]) > most:
+            out.append([])
+            rows = 0
+        out[-1].append(one)
+        rows += len(one[0][0])
+    return out
+
+
+def _tell(done: Done, answers: tuple[Array, ...] | Exception) -> None:
+    """Others wait behind it, whatever it raises."""
+    try:
+        done(answers)
+    except Exception:
+        log.exception("failed after an answer")
+
+
+def _hand_back(done: Done, answers: asyncio.Future[tuple[Array, ...]]) -> None:
+    error = answers.exception()
+    _tell(done, answers.result() if error is None else error if isinstance(error, Exception) else RuntimeError(str(error)))
