@@ -171,8 +171,10 @@ def test_certificates_are_held_against_each_other(bundles) -> None:
         guard.check_quality(certified(two, 0.88), certified(one, 0.9))
     with pytest.raises(TenfoldError, match="cannot be held|no certificates"):
         guard.check_quality(certified(two, 0.9, metric="loss"), certified(one, 0.9))
-    upgrade = Bundle(two.path, two.manifest | {"certified": True, "upgrade": {"number": 3}})
-    assert "upgrade 3" in guard.check_quality(upgrade, one)
+    upgrade = {"number": 3, "beside": one.manifest["files"]["model.onnx"]}
+    assert "upgrade 3" in guard.check_quality(Bundle(two.path, two.manifest | {"certified": True, "upgrade": upgrade}), one)
+    with pytest.raises(TenfoldError, match="no certificates"):  # let in beside another one than what is in service
+        guard.check_quality(Bundle(two.path, two.manifest | {"certified": True, "upgrade": upgrade | {"beside": "another"}}), one)
 
 
 def test_what_costs_more_is_not_let_in(bundles) -> None:

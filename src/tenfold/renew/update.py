@@ -279,7 +279,8 @@ def _carry_out(up: Upgrade, path: Path | None, view: View) -> Update:
         first = up.chain.first.manifest
         facts = {k: first[k] for k in ("workload", "task", "labels", "session", "operating_point", "recipe")} | {
             "certified": True,
-            "upgrade": {k: document[k] for k in ("number", "of", "planned", "comparisons", "replaced", "cost_ratio")},
+            "upgrade": {k: document[k] for k in ("number", "of", "planned", "comparisons", "replaced", "cost_ratio")}
+            | {"beside": file_hash(up.chain.serving.path / "model.onnx")},
             "first": {k: first[k] for k in ("certified", "quality", "costs", "gain")},
             "statistics": served_like(up.builder, up.plan, up.batch),
         }

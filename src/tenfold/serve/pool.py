@@ -89,10 +89,10 @@ class Server:
             self.ended = time.monotonic()
             self.process.send_signal(signal.SIGTERM)
 
-    @property
-    def scraped(self) -> dict[str, Any]:
-        """For Prometheus."""
-        return {"targets": [f"127.0.0.1:{self.metrics_port}"], "labels": {"track": self.kind[0]}}
+    def scraped(self, host: str) -> dict[str, Any]:
+        """For Prometheus, of a server that listens there."""
+        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - of any, this machine's own
+        return {"targets": [f"[{reached}]:{self.metrics_port}" if ":" in reached else f"{reached}:{self.metrics_port}"], "labels": {"track": self.kind[0]}}
 
     def to_json(self) -> dict[str, Any]:
         track, bundles = self.kind
@@ -195,7 +195,7 @@ class Pool:
         if text == self.told:
             return
         try:
-            write_atomic(self.folder / "metrics.json", json.dumps([s.scraped for s in self.servers if s.metrics_port], indent=1))
+            write_atomic(self.folder / "metrics.json", json.dumps([s.scraped(host) for s in self.servers if s.metrics_port], indent=1))
             write_atomic(self.folder / "there.json", text)
             self.told = text
         except OSError as error:  # a full disk: it is tried again

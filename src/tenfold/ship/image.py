@@ -38,6 +38,10 @@ MODULES = ("__init__", "bundle", "device", "engine", "errors", "limits", "recipe
 IMAGE = re.compile(r"(?P<name>(?:[a-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[._-]+|/)[a-z0-9]+)*):(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127})")
 
 
+class BrokenImageError(TenfoldError):
+    """What was built does not serve."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     machine: str
@@ -189,7 +193,7 @@ def _try(inside: Path, python: list[str], files: list[File]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise TenfoldError(f"the server in the image does not come up ({said}): install the versions that Tenfold's constraints.txt pins, and ship again")
+        raise BrokenImageError(f"the server in the image does not come up ({said}): install the versions that Tenfold's constraints.txt pins, and ship again")
 
 
 def _bundle(bundle: Bundle) -> list[File]:

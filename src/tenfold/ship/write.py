@@ -24,7 +24,7 @@ from tenfold import __version__
 from tenfold.bundle import Bundle
 from tenfold.errors import TenfoldError
 from tenfold.ship import kubernetes, training
-from tenfold.ship.image import Image, build, named, write_containerfile
+from tenfold.ship.image import BrokenImageError, Image, build, named, write_containerfile
 from tenfold.ship.kubernetes import Shipped
 from tenfold.ship.measured import Taken, measure
 from tenfold.ship.yaml import plain, schema, template, values_file
@@ -114,6 +114,8 @@ def _image(bundle: Bundle, repository: str, tag: str, folder: Path) -> tuple[Ima
     """The image; or none and why, where a tool for it is missing: the rest is of use all the same."""
     try:
         return build(bundle, repository, tag, folder), None
+    except BrokenImageError:
+        raise
     except TenfoldError as error:
         return None, f"no image was written: {error}; put its digest into the manifests once it is built"
 
