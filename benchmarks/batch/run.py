@@ -44,6 +44,7 @@ from tenfold.workloads.language import of_text
 SIZES = tuple(4**i for i in range(8))
 SEEDS = (11, 12, 13, 14, 15)
 MOST_RATES = 7
+"""That are tried for a size."""
 LONGEST = 6.0
 """Times what the net's own batch takes, after which a size is given up."""
 RECORDS = Path("records/batch")

@@ -6,13 +6,18 @@ out=${1:?the folder they go to}
 [ -x "$out/kube-scheduler" ] && [ -x "$out/kube-controller-manager" ] && [ -x "$out/kube-apiserver" ] && exit 0
 
 export DEBIAN_FRONTEND=noninteractive
-sources=/etc/apt/sources.list.d/tenfold-test-src.list
-trap 'rm -f "$sources"' EXIT
-echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main" > "$sources"
+own=/etc/apt/sources.list.d/debian.sources   # where this machine's packages come from, their source does too
+sources=/etc/apt/sources.list.d/tenfold-test-src
+trap 'rm -f "$sources".*' EXIT
+if [ -f "$own" ]; then
+    sed 's/^Types:.*/Types: deb-src/' "$own" > "$sources.sources"
+else
+    sed -n 's/^deb /deb-src /p' /etc/apt/sources.list > "$sources.list"
+fi
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends golang-1.19-go rsync etcd-server make dpkg-dev
 work=$(mktemp -d)
-trap 'rm -rf "$sources" "$work"; true' EXIT
+trap 'rm -rf "$sources".* "$work"; true' EXIT
 cd "$work"
 apt-get source -qq --download-only kubernetes
 mkdir -p src .go/src/k8s.io

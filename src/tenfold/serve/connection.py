@@ -19,6 +19,7 @@ MOST_HEAD = 32 << 10
 TOO_LONG = f"the line and the headers of a request have more than {MOST_HEAD} bytes"
 MOST_PIPELINED = 16
 """Requests of a connection that wait for the one before."""
+SHORTLY_SECONDS = 0.01
 CROWDED_SECONDS = 1.0
 """In which a connection beyond the cap has to say something to be told so."""
 
@@ -39,7 +40,11 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
     """
 
     class Limited(HttpToolsProtocol):
-        _heading, _head, _began_here, _is_long = True, 0, False, False
+        _heading, _head = True, 0
+        """Whether a head is being read, and how much of it there was."""
+        _began_here = False
+        """Whether it began in what came last."""
+        _is_long = False
         _refused: tuple[Any, ...] | None = None
         """What is said after the answer that is waited for."""
         _deadline: asyncio.TimerHandle | None = None
@@ -55,8 +60,6 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
         _at_work: RequestResponseCycle | None = None
         _waiting = False
         """For an answer in this turn."""
-        _soon = 0
-        """Requests that were answered so, of what came last."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
@@ -76,7 +79,7 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
             if self._crowded:
                 self._refuse(503, "too many connections: try again", b"retry-after: 1\r\n")
                 return
-            self._soon, self._began_here = 0, False
+            self._began_here = False
             super().data_received(data)
             if self.transport.is_closing():
                 return
@@ -161,7 +164,7 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
 
         def _may_be_soon(self) -> bool:
             """Whether it is an ordinary POST that somebody may answer in this turn, and nothing else is at work or about to end on its connection."""
-            idle = not self._waiting and (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused and self._soon < MOST_PIPELINED
+            idle = not self._waiting and (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
             ordinary = self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
             return soon is not None and idle and ordinary and not self.parser.should_upgrade() and not self.expect_100_continue and self.loop.time() <= self._old
 
@@ -169,7 +172,6 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
             assert soon is not None
             assert self._place is not None
             self._waiting = soon(self._place, self.headers, body, self._answered)
-            self._soon += self._waiting
             return self._waiting
 
         def _answered(self, status: int, content: bytes, headers: Headers) -> None:
@@ -185,7 +187,7 @@ def limited(settings: Settings, soon: Soon | None = None) -> type[HttpToolsProto
 
         def shutdown(self) -> None:
             if self._waiting:
-                self.loop.call_soon(self.shutdown)
+                self.loop.call_later(SHORTLY_SECONDS, self.shutdown)
             else:
                 super().shutdown()
 

@@ -114,16 +114,13 @@ class Queue:
 
     def _together(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
         try:
-            answers = self._run([np.concatenate(arrays) for arrays in zip(*(i for i, _ in waiting), strict=True)])
+            answers = _in_one_call(self._run, [inputs for inputs, _ in waiting])
         except Exception:  # whose fault that was shows when each is computed alone
             self._each(waiting)
             return
-        first = 0
-        for inputs, done in waiting:
-            rows = slice(first, first + len(inputs[0]))
-            first = rows.stop
-            _tell(done, tuple(a[rows] for a in answers))
-        self._computed(first)
+        for (_, done), own in zip(waiting, answers, strict=True):
+            _tell(done, own)
+        self._computed(sum(len(inputs[0]) for inputs, _ in waiting))
 
     def _each(self, waiting: Sequence[tuple[Sequence[Array], Done]]) -> None:
         for inputs, done in waiting:
@@ -157,7 +154,7 @@ class Queue:
             if jobs := self._next():
                 self._running += 1
                 self._computed(sum(j.rows for j in jobs))
-                task = loop.run_in_executor(self._pool, self._work, jobs)
+                task = loop.run_in_executor(self._pool, _in_one_call, self._run, [j.inputs for j in jobs])
                 task.add_done_callback(partial(self._done, jobs))
 
     def _late(self) -> None:
@@ -181,12 +178,7 @@ class Queue:
                 rows += job.rows
         return jobs
 
-    def _work(self, jobs: Sequence[_Job]) -> tuple[Array, ...]:
-        if len(jobs) == 1:
-            return self._run(jobs[0].inputs)
-        return self._run([np.concatenate(arrays) for arrays in zip(*(j.inputs for j in jobs), strict=True)])
-
-    def _done(self, jobs: Sequence[_Job], task: asyncio.Future[tuple[Array, ...]]) -> None:
+    def _done(self, jobs: Sequence[_Job], task: asyncio.Future[list[tuple[Array, ...]]]) -> None:
         self._running -= 1
         error = task.exception()
         if error is not None and len(jobs) > 1:
@@ -195,17 +187,10 @@ class Queue:
             if not jobs[0].answers.done():
                 jobs[0].answers.set_exception(error)
         else:
-            self._share_out(jobs, task.result())
+            for job, answers in zip(jobs, task.result(), strict=True):
+                if not job.answers.done():  # it may have been given up
+                    job.answers.set_result(answers)
         self._dispatch()
-
-    @staticmethod
-    def _share_out(jobs: Sequence[_Job], answers: tuple[Array, ...]) -> None:
-        first = 0
-        for job in jobs:
-            rows = slice(first, first + job.rows)
-            first = rows.stop
-            if not job.answers.done():  # it may have been given up
-                job.answers.set_result(tuple(a[rows] for a in answers))
 
 
 def _parts(waiting: Sequence[tuple[Sequence[Array], Done]], most: int) -> list[list[tuple[Sequence[Array], Done]]]:
@@ -219,6 +204,15 @@ def _parts(waiting: Sequence[tuple[Sequence[Array], Done]], most: int) -> list[l
         out[-1].append(one)
         rows += len(one[0][0])
     return out
+
+
+def _in_one_call(run: Outputs, requests: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:
+    """What is answered to each of several requests that are computed together."""
+    if len(requests) == 1:
+        return [run(requests[0])]
+    answers = run([np.concatenate(arrays) for arrays in zip(*requests, strict=True)])
+    ends = np.cumsum([len(inputs[0]) for inputs in requests]).tolist()
+    return [tuple(a[begin:end] for a in answers) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _tell(done: Done, answers: tuple[Array, ...] | Exception) -> None:
